@@ -1,0 +1,145 @@
+"""Checkpoints of a run through Orbax: the state and how far the training is, the latest and the best kept."""
+
+import math
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from common.errors import CheckpointError
+from common.state import TrainState
+from common.types import Tree
+
+MONITORED = 'monitored'
+FOLDER = 'checkpoints'
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run, one sub-folder a step.
+
+    Saving is asynchronous: it returns when the device may go on. A save that was interrupted leaves nothing that
+    counts as a checkpoint.
+    """
+
+    def __init__(self, workdir: pathlib.Path, mode: str = 'min'):
+        """`mode` says whether the monitored metric is better when 'min' or 'max'."""
+        self.directory = workdir.absolute() / FOLDER
+        self._sign = 1.0 if mode == 'max' else -1.0
+        policies = checkpoint_managers
+        keep = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(1),
+                policies.BestN(
+                    get_metric_fn=lambda metrics: self._sign * metrics[MONITORED],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(preservation_policy=keep, create=True),
+            item_handlers={'state': ocp.PyTreeCheckpointHandler(), 'progress': ocp.JsonCheckpointHandler()},
+        )
+
+    def save(self, state: TrainState, progress: dict[str, Any], step: int, monitored: float | None = None) -> None:
+        """Starts writing `step`. A step without `monitored`, saved between evaluations, can be latest, never best."""
+        if step in self._manager.all_steps():
+            return  # an interruption right at an evaluation
+        if monitored is not None and not math.isfinite(monitored):
+            raise ValueError(f'a monitored metric of {monitored} would count as best')
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress))
+        metrics = None if monitored is None else {MONITORED: float(monitored)}
+        self._manager.save(step, args=items, metrics=metrics, force=True)
+
+    def find(self, which: str = 'latest') -> int:
+        """The step of 'latest', 'best' (the latest where none was evaluated) or a number.
+
+        Raises:
+          CheckpointError: where there is none, saying which there are.
+        """
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise CheckpointError(f'there is no checkpoint in {self.directory}: train into this folder first')
+        if which == 'latest':
+            return steps[-1]
+        if which == 'best':
+            return max(steps, key=self._rank)
+        if which.isdigit() and int(which) in steps:
+            return int(which)
+        raise CheckpointError(f'no checkpoint {which!r} in {self.directory}; there are: best, latest, {steps}')
+
+    def _rank(self, step: int) -> tuple[float, int]:
+        metrics = self._manager.metrics(step)
+        return (self._sign * metrics[MONITORED] if metrics else -math.inf, step)
+
+    def is_empty(self) -> bool:
+        return not self._manager.all_steps()
+
+    def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+        """State and progress of `step`; `abstract` says shape, dtype and sharding of every leaf.
+
+        Raises:
+          CheckpointError: if the files are damaged or belong to another model.
+        """
+        return self._restore(step, 'state', abstract), self._restore(step, 'progress', None)
+
+    def restore_variables(self, abstract: Tree, step: int, sharding: jax.sharding.Sharding | None = None) -> Tree:
+        """Only what evaluation needs, {'params': ..., 'batch_stats': ...}; the moving average where there is one."""
+        metadata = self._metadata(step)
+        params = 'average' if metadata.get('average') else 'params'
+        place = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract)
+        collections = {name: tree for name, tree in wanted.items() if name != 'params'}
+        state = self._restore(step, 'state', {params: wanted['params'], 'collections': collections}, partial=True)
+        return {'params': state[params], **state['collections']}
+
+    def _metadata(self, step: int) -> dict[str, Any]:
+        try:
+            return self._manager.item_metadata(step)['state'].tree
+        except Exception as error:
+            raise self._damaged(step, error) from error
+
+    def _restore(self, step: int, item: str, abstract: Tree | None, partial: bool = False) -> Any:
+        if item == 'progress':
+            args: Any = ocp.args.JsonRestore()
+        else:
+            args = ocp.args.PyTreeRestore(
+                abstract,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                partial_restore=partial,
+            )
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+        except Exception as error:  # Orbax and TensorStore raise many types for one thing
+            raise self._damaged(step, error) from error
+        self._check(step, abstract, restored)
+        return restored
+
+    def _check(self, step: int, abstract: Tree | None, restored: Tree) -> None:
+        """A leaf of another shape or dtype is padded, cut or cast in silence; refuse it."""
+        for (path, want), got in zip(jax.tree.leaves_with_path(abstract), jax.tree.leaves(restored), strict=False):
+            if (want.shape, want.dtype) != (got.shape, got.dtype):
+                name = jax.tree_util.keystr(path)
+                raise CheckpointError(
+                    f'checkpoint {step} in {self.directory} belongs to another model: {name} is '
+                    f'{got.shape} {got.dtype} there, {want.shape} {want.dtype} here'
+                )
+
+    def _damaged(self, step: int, error: Exception) -> CheckpointError:
+        reason = str(error).strip().split('\n')[0][:300]
+        return CheckpointError(
+            f'checkpoint {step} in {self.directory} cannot be restored: it is damaged or belongs to another model '
+            f'({type(error).__name__}: {reason}). Remove the folder {step} to go on from an older one.'
+        )
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the cluster announced the end of this run of several processes."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+    def close(self) -> None:
+        """Waits for saves under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,205 @@
+"""What the image classifiers share: data, normalisation, losses against imbalance, metrics, prediction files."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+from scipy.special import softmax
+
+from common.config import choose
+from common.data.audit import Audit
+from common.data.augment import augment, mix, validate
+from common.data.builders import is_prepared_images, load_images, prepare_images
+from common.data.dataset import Dataset, Split
+from common.data.images import Decoding, decode_image
+from common.data.raw import ImageSource
+from common.errors import DataError, UsageError
+from common.evaluation import plots
+from common.evaluation.metrics import bootstrap_intervals, classification_metrics, headline_metrics
+from common.runtime import compute_dtype
+from common.task import Task
+from common.types import Array, Batch, Keys, Logits, Predictions, Tree
+
+SAMPLED_FOR_STATISTICS = 2000  # training images whose pixels give mean and standard deviation
+
+
+class ClassificationTask(Task):
+    """Images into classes. A package adds its data sets and its models:
+
+    class Lesion(ClassificationTask):
+        sources = SOURCES      # by config.dataset.name
+        models = MODELS        # by config.model.name; called with num_classes, dtype and config.model's values
+    """
+
+    sources: ClassVar[Mapping[str, ImageSource]]
+    models: ClassVar[Mapping[str, Callable[..., Any]]]
+
+    def __init__(self, config: ConfigDict, info: Mapping[str, Any]):
+        super().__init__(config, info)
+        self.class_names: list[str] = list(info['class_names'])
+        self._class_weights = class_weights(config.loss, info['class_counts'])
+        validate(config.augment)
+
+    @classmethod
+    def prepare(cls, config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool) -> Audit:
+        source = choose(cls.sources, config.dataset.name, 'dataset.name')
+        return prepare_images(source, config.dataset, raw_dir, data_dir, skip_bad)
+
+    @classmethod
+    def is_prepared(cls, config: ConfigDict, data_dir: pathlib.Path) -> bool:
+        return is_prepared_images(config.dataset, data_dir)
+
+    @classmethod
+    def load(cls, config: ConfigDict, data_dir: pathlib.Path) -> Dataset:
+        """Adds to the info what is fitted on the training split alone: pixel statistics and class counts."""
+        dataset = load_images(config.dataset, data_dir)
+        train = dataset.splits['train']
+        counts = np.bincount(train.columns['label'], minlength=len(dataset.info['class_names']))
+        mean, deviation = pixel_statistics(train.columns['image'])
+        fitted = {'class_counts': counts.tolist(), 'pixel_mean': mean, 'pixel_deviation': deviation}
+        return Dataset(splits=dataset.splits, info={**dataset.info, **fitted})
+
+    def model(self) -> Any:
+        settings = self.config.model.to_dict()
+        make = choose(self.models, settings.pop('name'), 'model.name')
+        try:
+            return make(num_classes=len(self.class_names), dtype=compute_dtype(self.config.precision), **settings)
+        except TypeError as error:
+            raise UsageError(f'config.model does not fit model {self.config.model.name!r}: {error}') from error
+
+    def preprocess(self, batch: Batch, tables: Mapping[str, Array], keys: Keys | None) -> Batch:
+        """`image` uint8 -> `inputs` float32, standardised; `label` -> `target` float32 [batch, classes]."""
+        del tables
+        pixels = (
+            batch['image'].astype(jnp.float32) if keys is None else augment(batch['image'], keys, self.config.augment)
+        )
+        inputs = (pixels - jnp.array(self.info['pixel_mean'])) / jnp.array(self.info['pixel_deviation'])
+        if 'label' not in batch:
+            return {**batch, 'inputs': inputs}
+        target = jax.nn.one_hot(batch['label'], len(self.class_names))
+        if keys is not None:
+            mixed = mix(inputs, target, keys, self.config.augment)
+            return {**batch, 'inputs': mixed[0], 'target': mixed[1]}
+        return {**batch, 'inputs': inputs, 'target': target}
+
+    def loss(self, outputs: Logits, batch: Batch, train: bool) -> Array:
+        """Cross-entropy; while training, with the weights, focus and smoothing of `config.loss`."""
+        loss, target = self.config.loss, batch['target']
+        log_probabilities = jax.nn.log_softmax(outputs.astype(jnp.float32))
+        if not train:
+            return -(target * log_probabilities).sum(-1)
+        smoothed = (1.0 - loss.label_smoothing) * target + loss.label_smoothing / target.shape[-1]
+        terms = -smoothed * log_probabilities
+        if loss.focal_gamma:  # Lin et al. 2017, arXiv:1708.02002
+            terms = terms * (1.0 - jnp.exp(log_probabilities)) ** loss.focal_gamma
+        return terms.sum(-1) * (target * self._class_weights).sum(-1)
+
+    def step_metrics(self, outputs: Logits, batch: Batch) -> dict[str, Array]:
+        """Accuracy and unweighted log loss of the augmented batch; to hold beside those of the validation split."""
+        correct = outputs.argmax(-1) == batch['target'].argmax(-1)
+        return {'accuracy': correct.astype(jnp.float32), 'log_loss': self.loss(outputs, batch, train=False)}
+
+    def outputs(self, outputs: Tree, batch: Batch) -> dict[str, Array]:
+        del batch
+        return {'logits': outputs.astype(jnp.float32)}
+
+    def probabilities(self, predictions: Predictions) -> np.ndarray:
+        """float64 [examples, classes]."""
+        return softmax(predictions['logits'].astype(np.float64), axis=-1)
+
+    def metrics(self, predictions: Predictions, split: Split) -> dict[str, float]:
+        return headline_metrics(self.probabilities(predictions), np.asarray(split.columns['label']))
+
+    def report(
+        self,
+        predictions: Predictions,
+        split: Split,
+        directory: pathlib.Path,
+        calibration: tuple[Predictions, Split] | None,
+    ) -> dict[str, Any]:
+        """Also writes predictions.csv and confusion_matrix.png. Intervals resample whole groups."""
+        del calibration
+        probabilities, labels = self.probabilities(predictions), np.asarray(split.columns['label'])
+        result = classification_metrics(probabilities, labels, self.class_names)
+        result['intervals_95'] = bootstrap_intervals(probabilities, labels, split.records['group'].to_numpy())
+        plots.save(
+            plots.confusion_matrix(np.array(result['confusion_matrix']), self.class_names),
+            directory / 'confusion_matrix.png',
+        )
+        self.write_predictions(predictions, split, directory / 'predictions.csv')
+        return result
+
+    def read_inputs(self, paths: Sequence[pathlib.Path]) -> Split:
+        """Image files, decoded exactly as `prepare` does."""
+        decoding = Decoding.of(self.config.dataset)
+        images = [decode_image(path.read_bytes(), decoding, str(path)) for path in paths]
+        records = pd.DataFrame({'name': [path.stem for path in paths]})
+        return Split(name='inputs', columns={'image': np.stack(images)}, records=records)
+
+    def write_predictions(self, predictions: Predictions, split: Split, path: pathlib.Path) -> None:
+        """`image,label,predicted` and one probability a class; `label` is empty where it is unknown."""
+        probabilities = self.probabilities(predictions)
+        names = np.array(self.class_names)
+        label = names[split.columns['label']] if 'label' in split.columns else ''
+        table = {'image': split.records['name'], 'label': label, 'predicted': names[probabilities.argmax(-1)]}
+        table |= dict(zip(self.class_names, probabilities.T, strict=True))
+        pd.DataFrame(table).to_csv(path, index=False, float_format='%.6f')
+
+
+def pixel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, 0..255, over an even sample of uint8 [n, h, w, channels]."""
+    sample = images[:: max(len(images) // SAMPLED_FOR_STATISTICS, 1)]
+    counts = [np.bincount(sample[..., c].ravel(), minlength=256) for c in range(sample.shape[-1])]
+    levels = np.arange(256)
+    mean = [float(np.average(levels, weights=count)) for count in counts]
+    variance = [float(np.average((levels - m) ** 2, weights=count)) for m, count in zip(mean, counts, strict=True)]
+    return mean, [max(v, 1.0) ** 0.5 for v in variance]
+
+
+def class_weights(loss: ConfigDict, counts: Sequence[int]) -> np.ndarray:
+    """float32 [classes], of mean one over the training examples, as `config.loss.class_weights` says.
+
+    'none'; 'inverse', in inverse proportion to the class's frequency; 'effective', to its effective number of
+    examples (1 - beta^n) / (1 - beta), Cui et al. 2019, arXiv:1901.05555.
+
+    Raises:
+      DataError: where a class has no training examples to weigh.
+    """
+    n = np.array(counts, np.float64)
+    if loss.class_weights != 'none' and not n.all():
+        raise DataError(
+            f'class number {int(np.argmin(n))} has no training images: set config.loss.class_weights to none'
+        )
+    kinds: Mapping[str, Callable[[], np.ndarray]] = {
+        'none': lambda: np.ones_like(n),
+        'inverse': lambda: 1.0 / n,
+        'effective': lambda: (1.0 - loss.beta) / (1.0 - loss.beta**n),
+    }
+    weights = choose(kinds, loss.class_weights, 'loss.class_weights')()
+    return (weights * n.sum() / (weights * n).sum()).astype(np.float32)
+
+
+def classification_loss() -> ConfigDict:
+    """The defaults of `config.loss` for classifiers."""
+    return ConfigDict({'class_weights': 'none', 'beta': 0.999, 'focal_gamma': 0.0, 'label_smoothing': 0.0})
+
+
+def image_dataset(name: str, image_size: tuple[int, int], **values: Any) -> ConfigDict:
+    """The defaults of `config.dataset` for image sets; `image_size` is (height, width)."""
+    dataset = {
+        'name': name,
+        'raw_dir': '',
+        'split_fractions': {'train': 0.7, 'validation': 0.15, 'test': 0.15},
+        'split_seed': 0,
+        'image_size': image_size,
+        'resize': 'stretch',
+        'channels': 3,
+        'drop_duplicates': False,
+        'drop_contradictory': False,
+    }
+    return ConfigDict(dataset | values)

@@ -1,0 +1,166 @@
+"""The frame's config with its defaults, durations such as '10epochs', and the config.json that a run keeps."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from common.errors import UsageError, UserError
+
+CONFIG_FILE = 'config.json'
+
+
+def base_config() -> ConfigDict:
+    """Every value that the frame itself reads; a task's configs fill in `dataset`, `model`, `loss` and `augment`.
+
+    The result is locked: a misspelt key raises at once. Durations are strings such as '10epochs', '500steps',
+    '10000examples' or '5%' of the whole training.
+    """
+    config = ConfigDict()
+    config.task = ''  # the package that holds the task: lesion, stocks, expressions, or your own
+    config.seed = 0  # of the weights, the data order, augmentation and dropout
+    config.batch_size = 64  # over all devices
+    config.duration = '10epochs'
+    config.evaluate_every = '1epochs'  # validation, and with it a checkpoint
+    config.log_every = '20steps'
+    config.steps_per_dispatch = 1  # steps that run on the device in one call
+    config.accumulate_steps = 1  # parts into which a batch is cut to save memory
+    config.precision = 'auto'  # of the computation: float32, bfloat16, or auto: what the device likes
+    config.ema_decay = 0.0  # 0: evaluate the weights themselves; 0.999: their moving average
+    config.ensemble = 1  # models of consecutive seeds trained in one program, their predictions averaged
+    config.init_from = ''  # a run, or RUN/checkpoints/STEP, whose weights to start from
+    config.dataset = ConfigDict({'name': '', 'raw_dir': ''})
+    config.data = ConfigDict(
+        {
+            'transport': 'auto',  # resident: the data set lives on the device; streaming: it is read as it goes
+            'sampling': 'uniform',  # or balanced: every class equally often
+            'threads': 2,  # that read batches ahead
+        }
+    )
+    config.augment = ConfigDict()
+    config.model = ConfigDict()
+    config.loss = ConfigDict()
+    config.optimizer = ConfigDict(
+        {
+            'name': 'adamw',  # adam, adamw, sgd (with Nesterov momentum)
+            'learning_rate': 1e-3,
+            'weight_decay': 1e-4,  # decoupled, on kernels only
+            'momentum': 0.9,
+            'gradient_clip': 0.0,  # largest global norm; 0: off
+        }
+    )
+    config.schedule = ConfigDict(
+        {
+            'name': 'cosine',  # constant, cosine, step, plateau
+            'warmup': '0steps',
+            'factor': 0.1,  # of step and plateau
+            'milestones': ('50%', '75%'),  # of step
+            'patience': 3,  # of plateau: evaluations without a better monitored metric
+        }
+    )
+    config.monitor = ConfigDict(
+        {
+            'metric': 'loss',  # of the validation split; decides which checkpoint is best
+            'mode': 'min',  # or max
+            'patience': 0,  # evaluations without improvement before training stops early; 0: never
+        }
+    )
+    return config.lock()
+
+
+def number_of_steps(duration: str, *, steps_per_epoch: int, batch_size: int, total_steps: int | None = None) -> int:
+    """Steps in a duration such as '10epochs', '500steps', '10000examples', '5%'; rounded up.
+
+    Raises:
+      UsageError: if it is none of these, or a percentage where no total is known.
+    """
+    match = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|examples?|%)\s*', str(duration))
+    if not match:
+        raise UsageError(f'{duration!r} is no duration; write 500steps, 10epochs, 10000examples or 5%')
+    value, unit = float(match[1]), match[2].rstrip('s')
+    if unit == '%' and total_steps is None:
+        raise UsageError(f'{duration!r}: a percentage needs a training of known length')
+    per_unit = {'step': 1, 'epoch': steps_per_epoch, 'example': 1 / batch_size, '%': (total_steps or 0) / 100}
+    return math.ceil(round(value * per_unit[unit], 6))
+
+
+def choose(options: Mapping[str, Any], name: str, key: str) -> Any:
+    """`options[name]`, or a UsageError that names the config key and what it may be."""
+    if name not in options:
+        raise UsageError(f'config.{key} is {name!r}; it may be {", ".join(map(str, options))}')
+    return options[name]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What config.json holds: enough to rebuild the task and its model without the data set.
+
+    Attributes:
+      config: resolved, every value that was used.
+      info: the Dataset's.
+      columns: shape of one example and dtype by column, as ShapeDtypeStruct [1, ...].
+      tables: shape and dtype of every table.
+      groups: number of groups that have a model each; None for one model.
+      data_dir: where the prepared data were.
+      environment: versions, devices, the transport chosen.
+    """
+
+    config: ConfigDict
+    info: Mapping[str, Any]
+    columns: Mapping[str, jax.ShapeDtypeStruct]
+    tables: Mapping[str, jax.ShapeDtypeStruct]
+    groups: int | None
+    data_dir: str
+    environment: Mapping[str, Any]
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """The config as JSON would give it back: dicts, lists, numbers and strings only."""
+    return json.loads(config.to_json())
+
+
+def save_run(workdir: pathlib.Path, record: RunRecord) -> None:
+    content = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    content['config'] = plain(record.config)
+    for name in ('columns', 'tables'):
+        content[name] = {key: {'shape': leaf.shape, 'dtype': str(leaf.dtype)} for key, leaf in content[name].items()}
+    partial = workdir / (CONFIG_FILE + '.partial')
+    partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+    partial.replace(workdir / CONFIG_FILE)
+
+
+def load_run(workdir: pathlib.Path) -> RunRecord:
+    """Raises UserError where `workdir` is no run."""
+    path = workdir / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f'{workdir} holds no run: there is no {CONFIG_FILE}. Train into it first.')
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        content['config'] = ConfigDict(content['config'])
+        for name in ('columns', 'tables'):
+            content[name] = {key: jax.ShapeDtypeStruct(**spec) for key, spec in content[name].items()}
+        return RunRecord(**content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f'{path} is damaged ({error}); restore it or train anew into another folder.') from error
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """One line per value that differs, e.g. 'config.batch_size: 64 before, 32 now'."""
+    before, now = _flat(plain(old)), _flat(plain(new))
+    return [
+        f'config.{key}: {before.get(key, "absent")} before, {now.get(key, "absent")} now'
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {name: value for key, item in tree.items() for name, value in _flat(item, f'{prefix}{key}.').items()}

@@ -1,0 +1,292 @@
+"""Raw image sets to prepared records: audited, split, and written as ArrayRecord by a TFDS builder."""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tensorflow_datasets as tfds
+from absl import logging
+from ml_collections import ConfigDict
+
+from common.data.audit import Audit, audit_labelled
+from common.data.dataset import Dataset, Split
+from common.data.images import Decoding, decode_image, decoded_split, exclusive, in_threads
+from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, open_raw
+from common.data.splits import grouped_stratified_split, merge_groups
+from common.errors import DataError, UsageError
+
+VERSION = '1.0.0'
+
+
+def prepare_images(
+    source: ImageSource,
+    dataset: ConfigDict,
+    raw_dir: pathlib.Path | None,
+    data_dir: pathlib.Path,
+    skip_bad: bool = False,
+) -> Audit:
+    """Reads, audits, splits and stores an image set; does nothing where it is prepared from the same files.
+
+    The original encoded bytes are kept, so another image size needs no other preparation. Everything is
+    written beside its final place and renamed when complete; what an interrupted call left is removed.
+
+    Args:
+      source: how to read the raw files.
+      dataset: `config.dataset` with name, split_fractions, split_seed, drop_duplicates, drop_contradictory,
+        image_size, resize and channels. Where the publisher has split the images, that split stands, and
+        only the splits that are missing are taken from its training images.
+      raw_dir: folder or zip; None for a set that is drawn.
+      data_dir: holds the prepared data sets by name.
+      skip_bad: leaves bad files and rows out instead of refusing them.
+
+    Raises:
+      DataError: the raw files have faults, or a class cannot be split; nothing is left behind then.
+    """
+    final = prepared_path(dataset, data_dir)
+    home = final.parents[1]
+    home.mkdir(parents=True, exist_ok=True)
+    with exclusive(home), contextlib.ExitStack() as stack:
+        incomplete = home / 'incomplete'
+        shutil.rmtree(incomplete, ignore_errors=True)
+        stack.callback(shutil.rmtree, incomplete, ignore_errors=True)
+        if raw_dir is None:
+            raw_dir = _synthesize(source, home / 'raw', incomplete)
+        raw = stack.enter_context(open_raw(raw_dir))
+        if is_prepared_images(dataset, data_dir):
+            audit = Audit.load(final / 'audit.json')
+            if audit.counts['raw_signature'] == raw.signature():
+                return audit
+        audit = Audit(source.title)
+        audit.count(prepared_in=str(final), raw_files=str(raw.path), raw_signature=raw.signature())
+        found, table = _examine(source, dataset, raw, audit, skip_bad)
+        written = _write(found, table, dataset, incomplete)
+        audit.save(written / 'audit.json')
+        shutil.rmtree(final, ignore_errors=True)
+        final.parent.mkdir(exist_ok=True)
+        written.rename(final)
+    return audit
+
+
+def is_prepared_images(dataset: ConfigDict, data_dir: pathlib.Path) -> bool:
+    """Whether the set is there, complete, and split as `config.dataset` says."""
+    return (prepared_path(dataset, data_dir) / 'audit.json').exists()
+
+
+def load_images(dataset: ConfigDict, data_dir: pathlib.Path) -> Dataset:
+    """The prepared set: columns `image` uint8 [examples, height, width, channels] and `label` int32 [examples].
+
+    The first call for an image size decodes all images into a memory-mapped file. Rows are sorted by name;
+    `records` holds `name`, `group` and the facts of the publisher's table.
+
+    Raises:
+      DataError: where the set is not prepared.
+    """
+    path = prepared_path(dataset, data_dir)
+    if not is_prepared_images(dataset, data_dir):
+        raise DataError(
+            f'{dataset.name} is not prepared in {path}. Run experiments.prepare with this config, or set '
+            f'config.dataset.raw_dir.'
+        )
+    decoding = Decoding.of(dataset)
+    builder = tfds.builder_from_directory(str(path))
+    class_names = builder.info.features['label'].names
+    text = {'split': str, 'name': str, 'label': str, 'group': str}
+    table = pd.read_csv(path / 'records.csv', dtype=text, keep_default_na=False, na_values=[''])
+    splits = {}
+    for name, records in table.groupby('split', sort=False):
+        encoded = builder.as_data_source(name, decoders={'image': tfds.decode.SkipDecoding()})
+        image = decoded_split(encoded, path / 'decoded' / str(decoding) / f'{name}.npy', decoding)
+        label = records['label'].map(class_names.index).to_numpy(np.int32)
+        splits[name] = Split(
+            name=name,
+            columns={'image': image, 'label': label},
+            records=records.drop(columns=['split', 'label']).reset_index(drop=True),
+        )
+    info = {'dataset': dataset.name, 'class_names': class_names, 'image_shape': list(decoding.shape)}
+    return Dataset(splits=splits, info=info)
+
+
+def prepared_path(dataset: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
+    """The folder of a preparation, named after all that decides what is in it and in which split."""
+    fractions = '-'.join(f'{name}{100 * share:g}' for name, share in dataset.split_fractions.items())
+    dropped = [key for key in ('drop_duplicates', 'drop_contradictory') if dataset[key]]
+    preparation = '-'.join([fractions, f'seed{dataset.split_seed}', *dropped])
+    return pathlib.Path(data_dir).expanduser() / dataset.name / preparation / VERSION
+
+
+def _synthesize(source: ImageSource, raw_dir: pathlib.Path, incomplete: pathlib.Path) -> pathlib.Path:
+    if source.synthesize is None:
+        raise UsageError(f'--raw_dir is needed: {source.title} is not drawn but downloaded from {source.where}.')
+    if not raw_dir.exists():
+        incomplete.mkdir()
+        source.synthesize(incomplete)
+        incomplete.rename(raw_dir)
+    return raw_dir
+
+
+def _examine(
+    source: ImageSource, dataset: ConfigDict, raw: RawFiles, audit: Audit, skip_bad: bool
+) -> tuple[RawImages, pd.DataFrame]:
+    """The raw images, and a table with the rows to be written: position, name, label, group, split."""
+    found = source.read(raw, audit)
+    if not found.images:
+        raise DataError(f'{raw.path} has no image with a label, as {source.title} should.\n{audit}')
+    decoding = Decoding.of(dataset)
+
+    def check(image: RawImage) -> tuple[str, str]:
+        """SHA-256 of the bytes and '', or '' and what is wrong."""
+        try:
+            encoded = image.read()
+            decode_image(encoded, decoding, image.path)
+        except DataError as error:
+            return '', str(error)
+        return hashlib.sha256(encoded).hexdigest(), ''
+
+    checks = in_threads(check, found.images, 'checking images')
+    faults = [fault for _, fault in checks if fault]
+    audit.add('unreadable_images', 'images that cannot be decoded', faults, fatal=True)
+    if not skip_bad:
+        audit.refuse_bad()
+    columns = ('name', 'label', 'group', 'split')
+    table = pd.DataFrame([[getattr(image, key) for key in columns] for image in found.images], columns=columns)
+    table['digest'] = [digest for digest, _ in checks]
+    table = table[table.digest != ''].sort_values('name')
+    audit.count(images=len(table), skipped=sum(len(f.items) for f in audit.findings if f.fatal))
+    audit.count(groups=table.group.nunique())
+    table['split'] = _assign_splits(table, dict(dataset.split_fractions), dataset.split_seed)
+    audit_labelled(audit, table)
+    table = _drop(table, dataset, audit)
+    counts = pd.crosstab(table.split, table.label).reindex(
+        index=list(dataset.split_fractions), columns=list(found.class_names), fill_value=0
+    )
+    audit.count(images_per_split=counts.assign(total=counts.sum(axis=1)).to_dict('index'))
+    absent = [name for name in found.class_names if counts.loc['train', name] == 0]
+    if absent:
+        raise DataError(f'{raw.path}: no training images are left of {", ".join(absent)}.')
+    return found, table
+
+
+def _assign_splits(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> pd.Series:
+    """The publisher's splits where they exist; byte-identical images of what is split here stay together."""
+    split = table.split.copy()
+    unknown = set(split.dropna()) - set(fractions)
+    if unknown:
+        raise UsageError(f'config.dataset.split_fractions has no {", ".join(sorted(unknown))}, but the images do.')
+    pool = split.isna()
+    if not pool.any():  # all of them are split; what is missing, often validation, is taken from training
+        missing = set(fractions) - set(split)
+        fractions = {name: share for name, share in fractions.items() if name in missing | {'train'}}
+        fractions = {name: share / sum(fractions.values()) for name, share in fractions.items()}
+        pool = split == 'train'
+    drawn = table[pool]
+    groups = merge_groups(drawn.group.to_list(), drawn.digest.to_list())
+    split[pool] = grouped_stratified_split(drawn.label.to_list(), groups.tolist(), fractions, seed)
+    return split
+
+
+def _drop(table: pd.DataFrame, dataset: ConfigDict, audit: Audit) -> pd.DataFrame:
+    """Takes training images away as the config says; validation and test stay what they are."""
+    training = table.split == 'train'
+    elsewhere = table.digest.isin(table.digest[~training])
+    repeats = elsewhere | table.digest.where(training, table.name).duplicated()
+    contradictory = table.groupby('digest').label.transform('nunique') > 1
+    gone = pd.Series(False, index=table.index)
+    for key, found in (('drop_duplicates', repeats), ('drop_contradictory', contradictory)):
+        if dataset[key]:
+            audit.add(key, f'training images dropped ({key})', table.name[training & found].to_list())
+            gone |= training & found
+    return table[~gone]
+
+
+class _ImageRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes encoded images with their labels and facts, in the order given."""
+
+    VERSION = tfds.core.Version(VERSION)
+    # Where TFDS would look for checksums of downloads, of which there are none.
+    code_path = None
+
+    def __init__(
+        self,
+        name: str,
+        class_names: Sequence[str],
+        channels: int,
+        examples: Mapping[str, Iterable[Mapping[str, Any]]],
+        **kwargs: Any,
+    ):
+        self.name = name
+        self._class_names, self._channels, self._examples = class_names, channels, examples
+        super().__init__(file_format='array_record', **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            'image': tfds.features.Image(shape=(None, None, self._channels)),
+            'label': tfds.features.ClassLabel(names=list(self._class_names)),
+            'name': tfds.features.Text(),
+            'group': tfds.features.Text(),
+            'facts': tfds.features.Text(doc='JSON'),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager: Any) -> Mapping[str, Iterator[tuple[int, Mapping[str, Any]]]]:
+        del dl_manager
+        return {split: self._generate_examples(split) for split in self._examples}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        yield from zip(itertools.count(), self._examples[split])
+
+
+def _write(found: RawImages, table: pd.DataFrame, dataset: ConfigDict, directory: pathlib.Path) -> pathlib.Path:
+    """Writes records and their table below `directory`; returns the folder to be moved to its final place."""
+
+    def example(image: RawImage) -> Mapping[str, Any]:
+        facts = json.dumps(dict(image.facts))
+        return {
+            'image': image.read(),
+            'label': image.label,
+            'name': image.name,
+            'group': image.group,
+            'facts': facts,
+        }
+
+    images = {name: [found.images[row] for row in rows] for name, rows in table.groupby('split').groups.items()}
+    path = prepared_path(dataset, directory)
+    with _quiet():
+        builder = _ImageRecords(
+            dataset.name,
+            found.class_names,
+            dataset.channels,
+            {name: map(example, members) for name, members in images.items()},
+            data_dir=str(directory),
+            config=tfds.core.BuilderConfig(name=path.parent.name),
+        )
+        builder.download_and_prepare()
+    rows = [
+        {'split': name, 'name': image.name, 'label': image.label, 'group': image.group, **image.facts}
+        for name in dataset.split_fractions
+        for image in images.get(name, ())
+    ]
+    pd.DataFrame(rows).to_csv(path / 'records.csv', index=False)
+    return path
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS's progress bars, prints and warnings about configs from the terminal."""
+    verbosity = logging.get_verbosity()
+    tfds.disable_progress_bar()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,0 +1,160 @@
+"""Raw image sets as published: the files of a folder or a zip, and what a reader makes of them."""
+
+import contextlib
+import dataclasses
+import hashlib
+import pathlib
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from common.data.audit import Audit
+from common.errors import DataError
+
+IMAGE_SUFFIXES = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif'))
+
+
+@dataclasses.dataclass(frozen=True)
+class RawFiles:
+    """Files under relative POSIX names, sorted; a single folder around everything is looked through.
+
+    Attributes:
+      path: the folder or the zip.
+      sizes: bytes of each file, by name.
+    """
+
+    path: pathlib.Path
+    sizes: Mapping[str, int]
+    _read: Callable[[str], bytes]
+
+    @property
+    def names(self) -> Sequence[str]:
+        return list(self.sizes)
+
+    def read(self, name: str) -> bytes:
+        """The content of one file; any thread may call it.
+
+        Raises:
+          DataError: where the file cannot be read, e.g. from a damaged zip.
+        """
+        try:
+            return self._read(name)
+        # zipfile raises RuntimeError on encryption, NotImplementedError on an unknown compression.
+        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f'{name} in {self.path} cannot be read: {error}') from error
+
+    def signature(self) -> str:
+        """A digest of names and sizes: changes when files are added, taken away or (mostly) replaced."""
+        return hashlib.sha256(repr(list(self.sizes.items())).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def open_raw(path: pathlib.Path) -> Iterator[RawFiles]:
+    """The files of a folder or of a .zip.
+
+    Raises:
+      DataError: where there is nothing, no file in it, or something else than a folder or a zip.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        found = {p.relative_to(path).as_posix(): p.stat().st_size for p in path.rglob('*') if p.is_file()}
+        yield _files(path, found, lambda name: (path / name).read_bytes())
+    elif path.is_file():
+        if not zipfile.is_zipfile(path):
+            raise DataError(f'{path} is neither a folder nor a zip file (or the zip is truncated).')
+        with zipfile.ZipFile(path) as archive:
+            found = {entry.filename: entry.file_size for entry in archive.infolist() if not entry.is_dir()}
+            lock = threading.Lock()
+
+            def read(name: str) -> bytes:
+                with lock:
+                    return archive.read(name)
+
+            yield _files(path, found, read)
+    else:
+        raise DataError(f'There is no {path}. Point --raw_dir to the folder or the zip with the raw files.')
+
+
+def _files(path: pathlib.Path, found: Mapping[str, int], read: Callable[[str], bytes]) -> RawFiles:
+    # What file managers leave behind is not part of anybody's data set.
+    names = sorted(
+        name
+        for name in found
+        if not any(part.startswith('.') or part == '__MACOSX' for part in name.split('/'))
+        and not name.endswith('Thumbs.db')
+    )
+    if not names:
+        raise DataError(f'{path} is empty. Point --raw_dir to the folder or the zip with the raw files.')
+    tops = {name.partition('/')[0] if '/' in name else '' for name in names}
+    prefix = f'{tops.pop()}/' if len(tops) == 1 and '' not in tops else ''
+    return RawFiles(
+        path,
+        {name.removeprefix(prefix): found[name] for name in names},
+        lambda name: read(prefix + name),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RawImage:
+    """One labelled image before preparation.
+
+    Attributes:
+      name: what the data set calls it; unique.
+      path: where it is, for messages: a file or a row of a table.
+      read: gives the encoded bytes (JPEG, PNG, ...).
+      label: one of the class names.
+      group: images of one group (a lesion, a person) never go to different splits.
+      split: the publisher's own split, where there is one.
+      facts: JSON-able scalars, the same keys for every image, None where unknown: age, sex, site.
+    """
+
+    name: str
+    path: str
+    read: Callable[[], bytes]
+    label: str
+    group: str
+    split: str | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class RawImages:
+    """What a reader found: the class names in the publisher's order, and the images that have a label."""
+
+    class_names: Sequence[str]
+    images: Sequence[RawImage]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """A published image set, or an own one in the same layout.
+
+    Attributes:
+      title: its full name, with the paper.
+      where: where a person gets it.
+      licence: what it may be used for.
+      read: lists images and labels, and adds to the audit what does not fit together.
+      synthesize: writes the raw layout into an empty folder, for sets that are drawn instead of downloaded.
+    """
+
+    title: str
+    where: str
+    licence: str
+    read: Callable[[RawFiles, Audit], RawImages]
+    synthesize: Callable[[pathlib.Path], None] | None = None
+
+
+def images_by_stem(raw: RawFiles, audit: Audit) -> dict[str, str]:
+    """Image files by their name without folder and ending, as tables refer to them."""
+    paths: dict[str, str] = {}
+    repeated = []
+    for name in raw.names:
+        path = pathlib.PurePosixPath(name)
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if paths.setdefault(path.stem, name) != name:
+            repeated.append(f'{name} (used: {paths[path.stem]})')
+    audit.add('repeated_files', 'image files with the name of another; the first is used', repeated)
+    return paths

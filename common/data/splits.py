@@ -1,0 +1,91 @@
+"""Splits by whole groups, stratified by class: a pure function of labels, groups, fractions and seed."""
+
+import collections
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from common.errors import DataError, UsageError
+
+
+def grouped_stratified_split(
+    labels: Sequence[str], groups: Sequence[str], fractions: Mapping[str, float], seed: int
+) -> np.ndarray:
+    """Gives every group to one split, so that each class is divided as `fractions` says.
+
+    A group with several labels counts for its most frequent one (of equally frequent ones, for the one that is
+    rarer in the whole). Within a class, groups go from the largest to the smallest, those of one size in an
+    order drawn from `seed` and their names, each to the split that is furthest behind its share of the images
+    (Sainte-Lague's rule); so group sizes are spread over the splits too. The order of the rows has no influence.
+
+    Args:
+      labels: [examples].
+      groups: [examples].
+      fractions: the share of each split, adding up to 1.
+      seed: draws another split.
+
+    Returns:
+      str [examples], names of splits.
+
+    Raises:
+      DataError: where a class has fewer groups than there are splits.
+      UsageError: where the fractions do not make sense.
+    """
+    _check_fractions(fractions)
+    class_sizes = collections.Counter(labels)
+    members: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for label, group in zip(labels, groups, strict=True):
+        members[group][label] += 1
+
+    groups_of: dict[str, list[str]] = {label: [] for label in sorted(class_sizes)}
+    for group, counts in members.items():
+        groups_of[min(counts, key=lambda label: (-counts[label], class_sizes[label], label))].append(group)
+
+    split_of: dict[str, str] = {}
+    for label, names in groups_of.items():
+        if len(names) < len(fractions):
+            raise DataError(
+                f'Class {label!r} has {len(names)} group(s) of images (an image of its own counts as one), fewer '
+                f'than the {len(fractions)} splits {", ".join(fractions)}. Add images, or leave the class out.'
+            )
+        sizes = {name: members[name].total() for name in names}
+        names.sort(key=lambda name: (-sizes[name], _draw(seed, name)))
+        split_of |= _deal(names, sizes, fractions)
+    return np.asarray([split_of[group] for group in groups])
+
+
+def _deal(names: Sequence[str], sizes: Mapping[str, int], fractions: Mapping[str, float]) -> Mapping[str, str]:
+    """Assigns the groups of one class, in the order given, and leaves no split empty."""
+    filled = dict.fromkeys(fractions, 0)
+    assigned = {}
+    for position, name in enumerate(names):
+        empty = [split for split in filled if not filled[split]]
+        open_splits = empty if len(names) - position <= len(empty) else list(filled)
+        split = min(open_splits, key=lambda split: (filled[split] + sizes[name] / 2) / fractions[split])
+        filled[split] += sizes[name]
+        assigned[name] = split
+    return assigned
+
+
+def merge_groups(groups: Sequence[str], keys: Sequence[str]) -> np.ndarray:
+    """Joins groups that share a key, directly or through others; str [examples], each the first name of its union."""
+    group_codes, names = pd.factorize(np.asarray(groups, dtype=object), sort=True)
+    key_codes, distinct = pd.factorize(np.asarray(keys, dtype=object))
+    nodes = len(names) + len(distinct)
+    edges = (np.ones(len(groups)), (group_codes, len(names) + key_codes))
+    _, component = connected_components(coo_array(edges, shape=(nodes, nodes)), directed=False)
+    _, first = np.unique(component[: len(names)], return_index=True)  # names are sorted: the first is the least
+    return names[first[component[group_codes]]]
+
+
+def _check_fractions(fractions: Mapping[str, float]) -> None:
+    if any(fraction <= 0 for fraction in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise UsageError(f'config.dataset.split_fractions must be above 0 and add up to 1, not {dict(fractions)}.')
+
+
+def _draw(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f'{seed}:{name}'.encode()).digest()

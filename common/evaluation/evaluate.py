@@ -1,0 +1,94 @@
+"""Exact evaluation: every example of a split once, padding masked, what the model said gathered on the host."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+from common.data.order import once, spread
+from common.data.transport import Transport, complete
+from common.runtime import AXIS, DataParallel
+from common.task import Task
+from common.types import Array, Batch, Predictions, Tree
+
+
+class Evaluator:
+    """Runs a model over splits; compiled once per batch shape.
+
+    With `members`, the variables have a leading axis [members], and each member sees its own rows.
+    """
+
+    def __init__(self, task: Task, model: Any, parallel: DataParallel, *, members: int | None = None):
+        self._parallel, self._members = parallel, members
+        self._call = {
+            labelled: parallel.lift(_per_device(task, model, members, labelled)) for labelled in (True, False)
+        }
+
+    def __call__(
+        self,
+        variables: Tree,
+        transport: Transport,
+        rows: Sequence[np.ndarray],
+        batch_size: int,
+        *,
+        labelled: bool = True,
+    ) -> list[Predictions]:
+        """What each member says of its `rows` (int [examples of the member]), in their order.
+
+        Returns:
+          One `Predictions` a member (one altogether without members): what `Task.outputs` gives and, where the
+          split is labelled, `loss`, each [rows, ...].
+        """
+        devices = len(self._parallel)
+        per_member = -(-min(batch_size, max(map(len, rows))) // devices) * devices
+        plan = _Plan(rows, per_member, devices)
+        parts = []
+        for batch in transport.batches(plan):
+            parts.append(self._call[labelled](variables, transport.shared, batch))
+        # Everything is in flight before the first result is awaited.
+        host = [jax.tree.map(np.asarray, part) for part in parts]
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *host)  # [members, examples, ...]
+        return [
+            {name: leaf[member, : len(chosen)] for name, leaf in joined.items()} for member, chosen in enumerate(rows)
+        ]
+
+
+class _Plan:
+    """Every member's rows once, in batches of [devices, members, batch / devices] flattened."""
+
+    def __init__(self, rows: Sequence[np.ndarray], batch_size: int, devices: int):
+        longest = max(map(len, rows))
+        self._devices = devices
+        self._index, self._mask = [], []
+        for chosen in rows:
+            position, mask = once(longest, batch_size)
+            inside = position < len(chosen)
+            self._index.append(np.asarray(chosen, np.int32)[np.where(inside, position, 0)])
+            self._mask.append(mask * inside)
+
+    def __len__(self) -> int:
+        return len(self._index[0])
+
+    def __getitem__(self, item: int) -> tuple[np.ndarray, np.ndarray]:
+        index, mask = np.stack([i[item] for i in self._index]), np.stack([m[item] for m in self._mask])
+        return spread(index, self._devices)[None], spread(mask, self._devices)[None]
+
+
+def _per_device(task: Task, model: Any, members: int | None, labelled: bool) -> Callable:
+    def one(variables: Tree, shared: Tree, batch: Batch) -> dict[str, Array]:
+        batch = task.preprocess(complete(batch, shared), shared['tables'], None)
+        outputs = model.apply(variables, batch['inputs'], train=False)
+        loss = {'loss': task.loss(outputs, batch, train=False)} if labelled else {}
+        return task.outputs(outputs, batch) | loss
+
+    def call(variables: Tree, shared: Tree, batch: Batch) -> dict[str, Array]:
+        batch = jax.tree.map(lambda x: x.reshape(members or 1, -1, *x.shape[2:]), batch)
+        if members:
+            result = jax.vmap(one, in_axes=(0, None, 0))(variables, shared, batch)
+        else:
+            result = jax.tree.map(lambda x: x[None], one(variables, shared, jax.tree.map(lambda x: x[0], batch)))
+        return lax.all_gather(result, AXIS, axis=1, tiled=True)
+
+    return call

@@ -1,0 +1,61 @@
+"""Who is trained: one model, or many in one program: one for every group of examples (a ticker), or for every seed."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from common.data.dataset import Split
+from common.errors import UsageError
+from common.task import Task
+from common.types import Array, Predictions
+
+
+@dataclasses.dataclass(frozen=True)
+class Members:
+    """Who is trained: a single model, or several whose states are stacked.
+
+    Attributes:
+      seeds: of weights, order, augmentation and dropout, one a member.
+      by_group: whether every member has examples of its own, as `Task.members` parts them; otherwise each has all.
+    """
+
+    seeds: Sequence[int]
+    by_group: bool
+
+    @property
+    def count(self) -> int | None:
+        """None for a single model, whose state has no member axis."""
+        return len(self.seeds) if self.by_group or len(self.seeds) > 1 else None
+
+    def keys(self) -> Array:
+        """PRNG keys, [members], or a single one."""
+        keys = [jax.random.key(seed) for seed in self.seeds]
+        return jax.numpy.stack(keys) if self.count else keys[0]
+
+    def rows(self, task: Task, split: Split) -> list[np.ndarray]:
+        """The rows of the split that each member sees."""
+        groups = task.members(split) if self.by_group else None
+        return groups if groups is not None else [np.arange(len(split), dtype=np.int32)] * len(self.seeds)
+
+    def combine(self, parts: Sequence[Predictions], rows: Sequence[np.ndarray]) -> Predictions:
+        """One prediction an example: the responsible member's, or the mean over seeds."""
+        if not self.by_group:
+            return {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
+        place = np.argsort(np.concatenate(rows), kind='stable')
+        return {name: np.concatenate([part[name] for part in parts])[place] for name in parts[0]}
+
+
+def members_of(config: ConfigDict, groups: int | None) -> Members:
+    """Who is trained under `config.ensemble` seeds, where the task parts its examples into `groups` (or not).
+
+    Raises:
+      UsageError: if both are asked for.
+    """
+    if groups is None:
+        return Members([config.seed + number for number in range(max(config.ensemble, 1))], by_group=False)
+    if config.ensemble > 1:
+        raise UsageError('config.ensemble and one model for every group cannot be had together; set ensemble to 1')
+    return Members([config.seed] * groups, by_group=True)

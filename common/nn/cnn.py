@@ -1,0 +1,54 @@
+"""The textbook CNN: stages of convolution, normalisation and ReLU, then dense layers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from common.nn.layers import Dropout
+from common.runtime import AXIS
+
+
+class CNN(nn.Module):
+    """A VGG-like network (Simonyan and Zisserman 2015) with BatchNorm; the plain convolutional classifier.
+
+    Attributes:
+      num_classes: of the logits.
+      widths: channels of each stage; after each, a 2x2 max pool halves height and width.
+      depth: convolutions in a stage.
+      dense: widths of the hidden dense layers.
+      dropout: rate before every dense layer.
+      pool: how the last feature map becomes a vector: 'average' over positions, or 'flatten'.
+      dtype: of the computation; parameters are float32.
+      axis_name: of the devices over which BatchNorm takes its statistics.
+    """
+
+    num_classes: int
+    widths: Sequence[int] = (32, 64, 128, 256)
+    depth: int = 2
+    dense: Sequence[int] = (256,)
+    dropout: float = 0.5
+    pool: str = 'average'
+    dtype: Any = jnp.float32
+    axis_name: str | None = AXIS
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """x [batch, height, width, channels] -> logits float32 [batch, num_classes]."""
+        x = x.astype(self.dtype)
+        for width in self.widths:
+            for _ in range(self.depth):
+                x = nn.Conv(width, (3, 3), use_bias=False, dtype=self.dtype)(x)
+                x = nn.BatchNorm(
+                    use_running_average=not train, momentum=0.9, axis_name=self.axis_name, dtype=self.dtype
+                )(x)
+                x = nn.relu(x)
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = x.mean((1, 2)) if self.pool == 'average' else x.reshape(x.shape[0], -1)
+        for width in self.dense:
+            x = Dropout(self.dropout, self.axis_name)(x, train=train)
+            x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
+        x = Dropout(self.dropout, self.axis_name)(x, train=train)
+        return nn.Dense(self.num_classes, dtype=jnp.float32)(x.astype(jnp.float32))

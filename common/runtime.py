@@ -1,0 +1,111 @@
+"""The machine under a run: devices, compile cache, and the lifting of a per-device function over all of them."""
+
+import os
+import pathlib
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from common.errors import UsageError
+from common.types import Tree
+
+AXIS = 'data'  # the name by which per-device functions reduce over devices
+
+
+def start(distributed: bool = False) -> None:
+    """Turns the compile cache on and, for a run of several processes, joins them.
+
+    With `distributed`, jax finds the cluster by itself: Slurm, Open MPI, Kubernetes, TPU pods, or the environment
+    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    cache = pathlib.Path(os.environ.get('TRIPTYCH_COMPILE_CACHE', '~/.cache/triptych/compiled')).expanduser()
+    jax.config.update('jax_compilation_cache_dir', str(cache))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    if distributed:
+        jax.distributed.initialize()
+
+
+def default_data_dir() -> pathlib.Path:
+    """Where prepared data live unless a flag says otherwise: $TRIPTYCH_DATA, or ~/.cache/triptych/data."""
+    return pathlib.Path(os.environ.get('TRIPTYCH_DATA', '~/.cache/triptych/data')).expanduser()
+
+
+def compute_dtype(precision: str) -> np.dtype:
+    """The dtype of activations: bfloat16 under 'auto' on accelerators, where it is fast; float32 on a CPU."""
+    if precision == 'auto':
+        precision = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+    if precision not in ('float32', 'bfloat16', 'float64'):
+        raise UsageError(f'config.precision is {precision!r}; it may be auto, float32, bfloat16')
+    return jax.numpy.dtype(precision)
+
+
+def environment() -> dict[str, Any]:
+    """What a run's record says of the machine and the libraries."""
+    import flax
+    import optax
+    import orbax.checkpoint
+
+    versions = {module.__name__: module.__version__ for module in (jax, flax, optax, orbax.checkpoint, np)}
+    return {
+        'python': platform.python_version(),
+        'versions': versions,
+        'backend': jax.default_backend(),
+        'devices': [device.device_kind for device in jax.devices()],
+        'processes': jax.process_count(),
+    }
+
+
+class DataParallel:
+    """All devices as one axis of data parallelism.
+
+    A per-device function `f(state, shared, batch)` becomes, lifted, one call over all devices of all processes:
+    state and shared arrays are replicated, batches have a leading axis [local devices].
+    """
+
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
+        self.devices = list(devices or jax.devices())
+        self._mesh = jax.sharding.Mesh(np.array(self.devices), (AXIS,))
+        self.replicated = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
+        self._sharded = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec(AXIS))
+        self.local_count = len([d for d in self.devices if d.process_index == jax.process_index()])
+
+    def __len__(self) -> int:
+        return len(self.devices)
+
+    def lift(self, function: Callable, *, donate: bool = False) -> Any:
+        """jit-compiled and sharded: `function(state, shared, batch)` with `in_axes=(None, None, 0)`.
+
+        What it returns must be the same on every device (reduced or gathered over AXIS); it comes back as
+        ordinary replicated arrays without a device axis. `donate` gives the state's memory to the result.
+        """
+        return jax.pmap(
+            function,
+            axis_name=AXIS,
+            in_axes=(None, None, 0),
+            out_axes=None,
+            devices=self.devices,
+            donate_argnums=(0,) if donate else (),
+        )
+
+    def put(self, batch: Tree) -> Tree:
+        """Starts the transfer of host arrays [local devices, ...] to their devices; does not wait for it."""
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self._sharded, leaf), batch)
+
+    def replicate(self, tree: Tree) -> Tree:
+        """A copy of every array on every device."""
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self.replicated, leaf), tree)
+
+    def local_part(self, rows: np.ndarray) -> np.ndarray:
+        """This process's share of [steps, batch], as [local devices, steps, batch / devices].
+
+        Raises:
+          UsageError: if the batch does not divide over the devices.
+        """
+        steps, batch = rows.shape
+        if batch % len(self.devices):
+            raise UsageError(f'a batch of {batch} does not divide over {len(self.devices)} devices')
+        parts = rows.reshape(steps, len(self.devices), -1).swapaxes(0, 1)
+        return parts[[device.process_index == jax.process_index() for device in self.devices]]

@@ -1,0 +1,121 @@
+"""What a task package supplies to the frame; `task.py` of the package ends with `TASK = ItsTask`."""
+
+import abc
+import importlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from common.data.audit import Audit
+from common.data.dataset import Dataset, Split
+from common.errors import UsageError
+from common.types import Array, Batch, Keys, Predictions, Tree
+
+
+class Task(abc.ABC):
+    """One kind of problem: its data, its model, its loss and how its predictions are judged.
+
+    Everything that runs on the device (`preprocess`, `loss`, `outputs`) is pure, sees one device's part of the
+    batch and returns one row per example; the frame applies the padding mask and the mean.
+    """
+
+    def __init__(self, config: ConfigDict, info: Mapping[str, Any]):
+        """`info` is `Dataset.info`, fresh from the data or from a run's config.json."""
+        self.config = config
+        self.info = info
+
+    # On the host, before training.
+
+    @classmethod
+    @abc.abstractmethod
+    def prepare(cls, config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool) -> Audit:
+        """Reads the raw files, audits them, and writes the prepared data set below `data_dir`.
+
+        Raises:
+          DataError: where the raw files have faults and `skip_bad` is False; nothing is left behind then.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def is_prepared(cls, config: ConfigDict, data_dir: pathlib.Path) -> bool:
+        """Whether `data_dir` holds this data set complete, prepared as `config.dataset` says."""
+
+    @classmethod
+    @abc.abstractmethod
+    def load(cls, config: ConfigDict, data_dir: pathlib.Path) -> Dataset:
+        """The prepared data set, memory-mapped where it is large."""
+
+    # On the device.
+
+    @abc.abstractmethod
+    def model(self) -> Any:
+        """A Linen module called as `module(batch['inputs'], train=bool)`."""
+
+    @abc.abstractmethod
+    def preprocess(self, batch: Batch, tables: Mapping[str, Array], keys: Keys | None) -> Batch:
+        """Adds `inputs` to the batch: normalised, and augmented where `keys` (one per example) are given."""
+
+    @abc.abstractmethod
+    def loss(self, outputs: Tree, batch: Batch, train: bool) -> Array:
+        """float32 [batch], one value per example; `batch` is what `preprocess` returned."""
+
+    def outputs(self, outputs: Tree, batch: Batch) -> dict[str, Array]:
+        """What of the model's output is kept as predictions, each [batch, ...]."""
+        del batch
+        return {'logits': outputs}
+
+    def step_metrics(self, outputs: Tree, batch: Batch) -> dict[str, Array]:
+        """Figures of a training batch beside its loss, each float32 [batch]; means are logged."""
+        del outputs, batch
+        return {}
+
+    # On the host, after evaluation.
+
+    @abc.abstractmethod
+    def metrics(self, predictions: Predictions, split: Split) -> dict[str, float]:
+        """Scalars cheap enough for every validation during training."""
+
+    @abc.abstractmethod
+    def report(
+        self,
+        predictions: Predictions,
+        split: Split,
+        directory: pathlib.Path,
+        calibration: tuple[Predictions, Split] | None,
+    ) -> dict[str, Any]:
+        """Writes predictions, tables and plots into `directory`; returns what goes into metrics.json.
+
+        `calibration` is what the same model said of the validation split, for whatever must be fitted on other
+        examples than those it is judged on; None where that is the split reported on.
+        """
+
+    @abc.abstractmethod
+    def read_inputs(self, paths: Sequence[pathlib.Path]) -> Split:
+        """Files of the user's own, as examples without labels, treated exactly as `prepare` treats them."""
+
+    @abc.abstractmethod
+    def write_predictions(self, predictions: Predictions, split: Split, path: pathlib.Path) -> None:
+        """The table that `experiments.predict` writes."""
+
+    def members(self, split: Split) -> list[np.ndarray] | None:
+        """Rows (int32) for each model of its own, where every group of examples gets one; None for one model."""
+        del split
+        return None
+
+    def class_of(self, split: Split) -> np.ndarray | None:
+        """int32 [examples], the class by which sampling is balanced; None where there are no classes."""
+        return np.asarray(split.columns['label']) if 'label' in split.columns else None
+
+
+def task_class(name: str) -> type[Task]:
+    """The task of the package `name`, e.g. 'lesion'."""
+    try:
+        module = importlib.import_module(f'{name}.task')
+    except ModuleNotFoundError as error:
+        if error.name not in (name, f'{name}.task'):
+            raise
+        raise UsageError(f'config.task is {name!r}, but there is no module {name}.task to import') from error
+    return module.TASK

@@ -1,0 +1,104 @@
+"""What a training tells: metrics.jsonl and TensorBoard for later, a progress line for the person watching."""
+
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = 'metrics.jsonl'
+
+
+class Journal:
+    """Appends one JSON object a record to metrics.jsonl and the same scalars to TensorBoard."""
+
+    def __init__(self, workdir: pathlib.Path, resumed_at: int, *, active: bool = True):
+        """Records after step `resumed_at`, left by a run that was killed, are dropped; they will come again.
+
+        Only the process with `active` writes.
+        """
+        self._path = workdir / METRICS_FILE
+        self._active = active
+        self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=resumed_at or None) if active else None
+        if active:
+            kept = [record for record in read_history(workdir) if record['step'] <= resumed_at and resumed_at]
+            self._path.write_text(''.join(json.dumps(record) + '\n' for record in kept), encoding='utf-8')
+
+    def write(self, step: int, record: Mapping[str, Any]) -> None:
+        if not self._active or self._board is None:
+            return
+        with self._path.open('a', encoding='utf-8') as file:
+            file.write(json.dumps({'step': step, **record}) + '\n')
+        for name, value in record.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def read_history(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a last line cut short by a kill is left out."""
+    path = workdir / METRICS_FILE
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding='utf-8').splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+class ProgressLine:
+    """One line that rewrites itself on a terminal; silent elsewhere."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self._stream = stream or sys.stderr
+        self._on = self._stream.isatty()
+        self._width = 0
+
+    def show(self, text: str) -> None:
+        if self._on:
+            self._stream.write('\r' + text.ljust(self._width))
+            self._stream.flush()
+            self._width = len(text)
+
+    def clear(self) -> None:
+        """Frees the line, so that other output may follow."""
+        if self._on and self._width:
+            self._stream.write('\r' + ' ' * self._width + '\r')
+            self._stream.flush()
+            self._width = 0
+
+
+class Clock:
+    """Seconds spent training, without evaluations and checkpoints; goes on where a resumed run left off."""
+
+    def __init__(self, seconds: float = 0.0):
+        self._before = seconds
+        self._since: float | None = None
+
+    def resume(self) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        if self._since is not None:
+            self._before, self._since = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+
+def duration_text(seconds: float) -> str:
+    """65 -> '1:05', 3700 -> '1:01:40'."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'

@@ -1,0 +1,237 @@
+"""The training loop.
+
+At every step boundary, in this order and no other: evaluate the state as it is, save it, and only then take the
+next batch, step, and log. So a checkpoint always stands for exactly the steps before it; a run that was stopped
+and goes on takes the same batches, draws the same random numbers and ends with the same bits.
+"""
+
+import collections
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from common.checkpoint import Checkpoints
+from common.errors import TrainingDivergedError
+from common.state import TrainState
+from common.training.interruption import interruption
+from common.training.journal import Clock, Journal, ProgressLine, duration_text
+from common.training.plan import chunks
+from common.training.setup import Training
+from common.types import Array
+
+VALIDATION = 'validation'
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a checkpoint keeps beside the state, as JSON.
+
+    Attributes:
+      seconds: spent training.
+      evaluated_at: the step of the last evaluation.
+      best: the best monitored metric, None before the first evaluation, reached at `best_step`.
+      stale: evaluations since then.
+      stale_since_drop: evaluations since the best or since the plateau schedule last lowered the rate.
+    """
+
+    seconds: float = 0.0
+    evaluated_at: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    stale_since_drop: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a training ended: 'complete', 'stopped early' or 'interrupted'."""
+
+    ended: str
+    step: int
+    progress: Progress
+
+
+def train(
+    training: Training, state: TrainState, progress: Progress, checkpoints: Checkpoints, workdir: pathlib.Path
+) -> Outcome:
+    """Trains from `state` to the end of the config's duration, or until stopped early or interrupted.
+
+    Raises:
+      TrainingDivergedError: if a loss becomes NaN or infinite; checkpoints stay as they were.
+    """
+    with interruption() as asked_to_stop:
+        return _Loop(training, state, progress, checkpoints, workdir).run(asked_to_stop)
+
+
+class _Loop:
+    def __init__(
+        self,
+        training: Training,
+        state: TrainState,
+        progress: Progress,
+        checkpoints: Checkpoints,
+        workdir: pathlib.Path,
+    ):
+        self._training, self._checkpoints, self._progress = training, checkpoints, progress
+        self._state = state
+        self._step = int(np.max(state.step))
+        self._chief = jax.process_index() == 0
+        self._journal = Journal(workdir, self._step, active=self._chief)
+        self._line = ProgressLine()
+        self._clock = Clock(progress.seconds)
+        config = training.config
+        self._evaluate_every = max(training.to_steps(config.evaluate_every), 1)
+        self._log_every = max(training.to_steps(config.log_every), 1)
+        self._pending: collections.deque[tuple[int, Any]] = collections.deque()  # metrics not yet fetched
+        self._since_evaluation: list[dict[str, float]] = []
+        self._logged = (self._step, self._clock.seconds)
+
+    def run(self, asked_to_stop: Sequence[int]) -> Outcome:
+        training, compiled = self._training, {}
+        parts = chunks(self._step, training.total_steps, self._evaluate_every, training.config.steps_per_dispatch)
+        transport = training.transport('train')
+        batches = iter(transport.batches(training.plan.dispatches(parts)))
+        try:
+            while True:
+                self._evaluate_and_save()
+                if self._is_over():
+                    return Outcome(self._is_over(), self._step, self._progress)
+                if asked_to_stop or self._checkpoints.reached_preemption(self._step):
+                    return self._interrupted()
+                batch = next(batches)
+                count = batch['mask'].shape[1]
+                if count not in compiled:
+                    compiled[count], cost = training.compile(self._state, batch)
+                    self._say(cost)
+                self._clock.resume()
+                self._state, metrics = compiled[count](self._state, transport.shared, batch)
+                self._step += count
+                self._pending.append((self._step, metrics))
+                self._log()
+        finally:
+            self._line.clear()
+            self._journal.close()
+
+    def _evaluate_and_save(self) -> None:
+        step, training = self._step, self._training
+        due = step > 0 and (step % self._evaluate_every == 0 or step == training.total_steps)
+        if not due or step == self._progress.evaluated_at:
+            return
+        self._fetch(keep=0)
+        self._clock.pause()
+        predictions = training.evaluate(self._state, VALIDATION)
+        metrics = training.task.metrics(predictions, training.dataset.splits[VALIDATION])
+        metrics = {'loss': float(np.mean(predictions['loss'])), **metrics}
+        monitored = metrics[training.config.monitor.metric]
+        if not math.isfinite(monitored):
+            raise TrainingDivergedError(
+                f'the validation {training.config.monitor.metric} is {monitored} at step {step}'
+            )
+        self._note(monitored)
+        record = {f'train/{name}': value for name, value in self._training_means().items()}
+        record |= {f'validation/{name}': value for name, value in metrics.items()}
+        epoch = step / training.plan.steps_per_epoch
+        self._journal.write(step, {'epoch': epoch, 'seconds': self._progress.seconds, **record})
+        self._say(_evaluation_line(epoch, step, record))
+        self._checkpoints.save(self._state, dataclasses.asdict(self._progress), step, monitored)
+
+    def _note(self, monitored: float) -> None:
+        """Books the monitored metric: best so far, patience, plateau."""
+        config, progress = self._training.config, self._progress
+        sign = 1 if config.monitor.mode == 'max' else -1
+        better = progress.best is None or sign * monitored > sign * progress.best
+        progress.seconds, progress.evaluated_at = self._clock.seconds, self._step
+        progress.stale = 0 if better else progress.stale + 1
+        progress.stale_since_drop = 0 if better else progress.stale_since_drop + 1
+        if better:
+            progress.best, progress.best_step = monitored, self._step
+        if config.schedule.name == 'plateau' and progress.stale_since_drop >= config.schedule.patience:
+            progress.stale_since_drop = 0
+            scale = self._state.learning_rate_scale * config.schedule.factor
+            self._state = self._state.replace(learning_rate_scale=scale)
+
+    def _is_over(self) -> str:
+        patience = self._training.config.monitor.patience
+        if patience and self._progress.stale >= patience and self._step == self._progress.evaluated_at:
+            return 'stopped early'
+        return 'complete' if self._step >= self._training.total_steps else ''
+
+    def _interrupted(self) -> Outcome:
+        self._fetch(keep=0)
+        self._progress.seconds = self._clock.seconds
+        if self._step > 0:
+            self._checkpoints.save(self._state, dataclasses.asdict(self._progress), self._step)
+        return Outcome('interrupted', self._step, self._progress)
+
+    def _log(self) -> None:
+        before, seconds = self._logged
+        if self._step // self._log_every == before // self._log_every:
+            return
+        self._fetch(keep=1)  # the newest metrics are still being computed: waiting for them would idle the device
+        now = self._clock.seconds
+        steps = self._step - before
+        examples = steps * self._training.plan.batch_size * (self._training.members.count or 1)
+        rate, step_time = examples / (now - seconds), (now - seconds) / steps
+        self._logged = (self._step, now)
+        if not self._since_evaluation:
+            return
+        latest = self._since_evaluation[-1]
+        rates = {
+            'learning_rate': float(self._training.schedule(self._step) * np.mean(self._state.learning_rate_scale)),
+            'examples_per_second': rate,
+        }
+        self._journal.write(
+            self._step, {'step_loss': latest['loss'], 'gradient_norm': latest['gradient_norm'], **rates}
+        )
+        left = (self._training.total_steps - self._step) * step_time
+        self._line.show(
+            f'step {self._step}/{self._training.total_steps}  loss {latest["loss"]:.4f}  {rate:,.0f} examples/s  '
+            f'{1e3 * step_time:.1f} ms a step  {duration_text(left)} to go'
+        )
+
+    def _fetch(self, keep: int) -> None:
+        """Brings metrics to the host, all but the newest `keep` dispatches; stops a training that has diverged."""
+        while len(self._pending) > keep:
+            step, metrics = self._pending.popleft()
+            host = mean_over_members(metrics)
+            for i in range(len(host['loss'])):
+                if not math.isfinite(host['loss'][i]):
+                    at = step - len(host['loss']) + i + 1
+                    raise TrainingDivergedError(
+                        f'the training loss became {host["loss"][i]} at step {at}: lower '
+                        'config.optimizer.learning_rate '
+                        'or set config.optimizer.gradient_clip; the last good checkpoint stays best'
+                    )
+                self._since_evaluation.append({name: float(value[i]) for name, value in host.items()})
+
+    def _training_means(self) -> dict[str, float]:
+        seen, self._since_evaluation = self._since_evaluation, []
+        names = seen[0] if seen else ()
+        return {name: float(np.mean([metrics[name] for metrics in seen])) for name in names}
+
+    def _say(self, text: str) -> None:
+        self._line.clear()
+        if self._chief:
+            print(text, flush=True)
+
+
+def _evaluation_line(epoch: float, step: int, record: dict[str, float]) -> str:
+    sides = []
+    for side in ('train', VALIDATION):
+        values = [
+            f'{name.split("/")[1]} {value:.4f}'
+            for name, value in record.items()
+            if name.startswith(side + '/') and isinstance(value, float) and 'norm' not in name
+        ]
+        sides.append(f'{side}: {", ".join(values)}')
+    return f'epoch {epoch:.1f} (step {step})  ' + '  |  '.join(sides)
+
+
+def mean_over_members(metrics: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """Metrics [steps] or [steps, members] -> float64 [steps]."""
+    return {name: np.asarray(value, np.float64).reshape(len(value), -1).mean(axis=1) for name, value in metrics.items()}

@@ -1,0 +1,167 @@
+"""Puts a training together from its config: data, model, optimizer, compiled step, fresh state."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from common.config import number_of_steps
+from common.data.dataset import Dataset, Split
+from common.data.transport import Transport, is_resident
+from common.errors import UsageError
+from common.evaluation.evaluate import Evaluator
+from common.evaluation.restore import example_inputs
+from common.members import Members, members_of
+from common.runtime import DataParallel
+from common.state import TrainState
+from common.task import Task, task_class
+from common.training.optim import make_optimizer, make_schedule
+from common.training.plan import TrainingPlan
+from common.training.steps import init_state, make_train_step
+from common.types import Batch, Predictions, Tree
+
+
+@dataclasses.dataclass
+class Training:
+    """The parts of a training, before any state; the benchmark times the same parts that a run uses."""
+
+    config: ConfigDict
+    dataset: Dataset
+    task: Task
+    model: Any
+    members: Members
+    parallel: DataParallel
+    plan: TrainingPlan
+    total_steps: int
+    transport_choice: str
+
+    def __post_init__(self) -> None:
+        self.schedule = make_schedule(self.config, self.total_steps, self.to_steps)
+        self._optimizer = make_optimizer(self.config, self.schedule)
+        self.evaluator = Evaluator(self.task, self.model, self.parallel, members=self.members.count)
+        self._transports: dict[str, Transport] = {}
+        step = make_train_step(
+            self.task,
+            self.model,
+            self._optimizer,
+            members=self.members.count,
+            accumulate=self.config.accumulate_steps,
+            ema_decay=self.config.ema_decay,
+        )
+        self.train_step = self.parallel.lift(step, donate=True)
+
+    def to_steps(self, duration: str) -> int:
+        """A duration of this training's config in steps."""
+        return number_of_steps(
+            duration,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            batch_size=self.config.batch_size,
+            total_steps=self.total_steps,
+        )
+
+    @property
+    def train_split(self) -> Split:
+        return self.dataset.splits['train']
+
+    def transport(self, split: str) -> Transport:
+        """The split's transport, made at first use."""
+        if split not in self._transports:
+            self._transports[split] = Transport(
+                self.dataset.splits[split],
+                self.dataset.tables,
+                self.parallel,
+                resident=self.transport_choice.startswith('resident'),
+                threads=self.config.data.threads,
+            )
+        return self._transports[split]
+
+    def init_state(self) -> TrainState:
+        """A fresh state on every device."""
+        inputs = example_inputs(self.task, self.train_split.columns, self.dataset.tables)
+        average = self.config.ema_decay > 0
+        state = init_state(self.model, self._optimizer, self.members.keys(), inputs, average=average)
+        return self.parallel.replicate(state)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state, for restoring."""
+        inputs = example_inputs(self.task, self.train_split.columns, self.dataset.tables)
+        average = self.config.ema_decay > 0
+        shapes = jax.eval_shape(
+            functools.partial(init_state, self.model, self._optimizer, average=average),
+            self.members.keys(),
+            inputs=inputs,
+        )
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.parallel.replicated),
+            shapes,
+        )
+
+    def compile(self, state: TrainState, batch: Batch) -> tuple[Callable, str]:
+        """The train step compiled ahead of time for such a batch, and its cost in words."""
+        shared = self.transport('train').shared
+        begin = time.perf_counter()
+        compiled = self.train_step.lower(state, shared, batch).compile()
+        seconds = time.perf_counter() - begin
+        return compiled, f'compiled in {seconds:.1f} s; {_cost(compiled)}'
+
+    def evaluate(self, state: TrainState, split: str) -> Predictions:
+        """What the model, or all members together, say of a split, in its order."""
+        rows = self.members.rows(self.task, self.dataset.splits[split])
+        parts = self.evaluator(state.variables, self.transport(split), rows, self.config.batch_size)
+        return self.members.combine(parts, rows) if self.members.count else parts[0]
+
+
+def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) -> Training:
+    """Everything that `config` asks for, over the first `devices` devices (0: all).
+
+    Raises:
+      UserError: for data or config values that cannot be.
+    """
+    kind = task_class(config.task)
+    dataset = kind.load(config, data_dir)
+    task = kind(config, dataset.info)
+    parallel = DataParallel(jax.devices()[: devices or None])
+    train = dataset.splits['train']
+    groups = task.members(train)
+    members = members_of(config, None if groups is None else len(groups))
+    plan = TrainingPlan(config, task.class_of(train), members, members.rows(task, train), len(parallel))
+    if config.batch_size % len(parallel):
+        raise UsageError(f'config.batch_size {config.batch_size} does not divide over {len(parallel)} devices')
+    total = number_of_steps(config.duration, steps_per_epoch=plan.steps_per_epoch, batch_size=config.batch_size)
+    return Training(
+        config=config,
+        dataset=dataset,
+        task=task,
+        model=task.model(),
+        members=members,
+        parallel=parallel,
+        plan=plan,
+        total_steps=total,
+        transport_choice=is_resident(config.data.transport, _num_bytes(dataset), parallel)[1],
+    )
+
+
+def _num_bytes(dataset: Dataset) -> int:
+    arrays = [column for split in dataset.splits.values() for column in split.columns.values()]
+    return sum(array.nbytes for array in [*arrays, *dataset.tables.values()])
+
+
+def num_parameters(params: Tree) -> int:
+    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def _cost(compiled: Any) -> str:
+    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    words = []
+    if cost.get('flops', 0) > 0:
+        words.append(f'{cost["flops"] / 1e9:.2f} GFLOP a dispatch')
+    if memory is not None:
+        words.append(f'{(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20:,.0f} MiB on each device')
+    return ', '.join(words)

@@ -1,0 +1,95 @@
+"""How a training begins: it goes on from the run's latest checkpoint, or from another run's weights, or afresh."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from common.checkpoint import FOLDER, Checkpoints
+from common.config import CONFIG_FILE, RunRecord, differences, load_run, save_run
+from common.data.dataset import Split
+from common.errors import UserError
+from common.runtime import environment
+from common.state import TrainState
+from common.training.loop import Progress
+from common.training.setup import Training, num_parameters
+
+# What may change between the halves of a run without changing its numbers.
+FREE = ('config.log_every', 'config.data.threads', 'config.data.transport', 'config.dataset.raw_dir')
+
+
+def begin(
+    training: Training, workdir: pathlib.Path, data_dir: pathlib.Path
+) -> tuple[TrainState, Progress, Checkpoints, str]:
+    """Makes `workdir` a run of this training, or goes on with it.
+
+    Returns:
+      The state and progress to start from, the run's checkpoints, and a sentence that says which it was.
+
+    Raises:
+      UserError: if `workdir` holds a run of another config, or files that are no run.
+      CheckpointError: if the latest checkpoint cannot be restored.
+    """
+    _claim(training, workdir, data_dir)
+    checkpoints = Checkpoints(workdir, training.config.monitor.mode)
+    if not checkpoints.is_empty():
+        step = checkpoints.find('latest')
+        state, progress = checkpoints.restore(training.abstract_state(), step)
+        return (
+            state,
+            Progress(**progress),
+            checkpoints,
+            f'going on from step {step} of {training.total_steps}',
+        )
+    state = training.init_state()
+    size = num_parameters(state.params)
+    if training.config.init_from:
+        state = _initialised_from(training, state)
+        return state, Progress(), checkpoints, f'{size:,} parameters, from {training.config.init_from}'
+    return state, Progress(), checkpoints, f'{size:,} parameters, fresh'
+
+
+def _claim(training: Training, workdir: pathlib.Path, data_dir: pathlib.Path) -> None:
+    if (workdir / CONFIG_FILE).exists():
+        changed = [line for line in differences(load_run(workdir).config, training.config) if not line.startswith(FREE)]
+        if changed:
+            raise UserError(
+                f'{workdir} holds a run of another config:\n  ' + '\n  '.join(changed) + '\n'
+                'Give the same values to go on with it, or another --workdir.'
+            )
+        return
+    if (workdir / FOLDER).exists():
+        raise UserError(f'{workdir} holds checkpoints but no {CONFIG_FILE}: give another --workdir.')
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        save_run(workdir, _record(training, data_dir))
+
+
+def _record(training: Training, data_dir: pathlib.Path) -> RunRecord:
+    dataset, members = training.dataset, training.members
+    return RunRecord(
+        config=training.config,
+        info=dataset.info,
+        columns=_row_spec(training.train_split),
+        tables={name: jax.ShapeDtypeStruct(table.shape, table.dtype) for name, table in dataset.tables.items()},
+        groups=members.count if members.by_group else None,
+        data_dir=str(data_dir.absolute()),
+        environment=environment() | {'transport': training.transport_choice},
+    )
+
+
+def _row_spec(split: Split) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        name: jax.ShapeDtypeStruct((1, *column.shape[1:]), np.dtype(column.dtype))
+        for name, column in split.columns.items()
+    }
+
+
+def _initialised_from(training: Training, state: TrainState) -> TrainState:
+    other = pathlib.Path(training.config.init_from)
+    checkpoints = Checkpoints(other, load_run(other).config.monitor.mode)
+    abstract = {'params': state.params, **state.collections}
+    variables = checkpoints.restore_variables(abstract, checkpoints.find('best'), training.parallel.replicated)
+    params = variables.pop('params')
+    average = None if state.average is None else jax.tree.map(jax.numpy.copy, params)
+    return state.replace(params=params, collections=variables, average=average)

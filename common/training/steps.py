@@ -1,0 +1,150 @@
+"""The training step: one pure function of one device's part of a batch, for one model or for many at once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from common.data.augment import example_keys
+from common.data.transport import complete
+from common.runtime import AXIS
+from common.state import TrainState
+from common.task import Task
+from common.types import Array, Batch, Tree
+
+type Step = Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def init_state(
+    model: Any, optimizer: optax.GradientTransformation, key: Array, inputs: Tree, *, average: bool = False
+) -> TrainState:
+    """A fresh state; `inputs` is an example batch as `Task.preprocess` gives it, of any batch size.
+
+    With `key` [members], the state of an ensemble: every leaf has a leading axis [members].
+    """
+
+    def init(key: Array) -> TrainState:
+        init_key, step_key = jax.random.split(key)
+        collections = model.init(init_key, inputs, train=False)
+        params = collections.pop('params')
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            collections=collections,
+            opt_state=optimizer.init(params),
+            average=params if average else None,
+            key=jax.random.key_data(step_key),
+            learning_rate_scale=jnp.ones((), jnp.float32),
+        )
+
+    return jax.jit(jax.vmap(init) if key.ndim else init)(key)
+
+
+def make_train_step(
+    task: Task,
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    members: int | None = None,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+) -> Step:
+    """The per-device function `step(state, shared, batch) -> (state, metrics)`.
+
+    It must run over the device axis AXIS (see `runtime.DataParallel.lift`). The leaves of `batch` are
+    [steps, batch / devices, ...]; the steps are taken one after the other, and metrics are [steps] each, or
+    [steps, members]. The gradient is the mean over the whole batch of all devices, equal to what one device would
+    compute: losses come per example, are masked here and nowhere else, and are divided by the global count.
+
+    Args:
+      members: size of an ensemble whose states are stacked; the batch then holds [members, batch] flattened.
+      accumulate: parts into which each device's batch is cut, one after the other, to save memory.
+      ema_decay: of `state.average`.
+    """
+
+    def one_step(state: TrainState, shared: Tree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step))
+        batch = complete(batch, shared)
+        size = batch['mask'].shape[0]
+        positions = lax.axis_index(AXIS) * size + jnp.arange(size)
+        batch = task.preprocess(batch, shared['tables'], example_keys(augment_key, positions))
+        weight = batch['mask'] / lax.pmean(batch['mask'].sum(), AXIS)
+
+        def weighted_loss(params: Tree, collections: Tree, part: Batch, weight: Array, key: Array) -> tuple[Array, Any]:
+            outputs, updated = model.apply(
+                {'params': params, **collections},
+                part['inputs'],
+                train=True,
+                mutable=list(collections),
+                rngs={'dropout': key},
+            )
+            losses = task.loss(outputs, part, train=True)
+            metrics = {'loss': losses, **task.step_metrics(outputs, part)}
+            return (weight * losses).sum(), (
+                updated,
+                {name: (weight * value).sum() for name, value in metrics.items()},
+            )
+
+        gradient = jax.grad(weighted_loss, has_aux=True)
+        if accumulate == 1:
+            grads, (collections, metrics) = gradient(state.params, state.collections, batch, weight, dropout_key)
+        else:
+            grads, (collections, metrics) = _accumulated(gradient, state, batch, weight, dropout_key, accumulate)
+        grads, metrics = lax.pmean((grads, metrics), AXIS)
+        metrics['gradient_norm'] = optax.global_norm(grads)
+        return _apply(state, optimizer, grads, collections, ema_decay), metrics
+
+    def step(state: TrainState, shared: Tree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        if members:
+            batch = jax.tree.map(lambda x: x.reshape(x.shape[0], members, -1, *x.shape[2:]), batch)
+        advance = jax.vmap(one_step, in_axes=(0, None, 0)) if members else one_step
+        if batch['mask'].shape[0] == 1:  # a scan of one would only hide the step from the compiler
+            state, metrics = advance(state, shared, jax.tree.map(lambda x: x[0], batch))
+            return state, jax.tree.map(lambda x: x[None], metrics)
+        return lax.scan(lambda state, batch: advance(state, shared, batch), state, batch)
+
+    return step
+
+
+def _accumulated(
+    gradient: Callable, state: TrainState, batch: Batch, weight: Array, key: Array, parts: int
+) -> tuple[Tree, Any]:
+    """Sums the gradient over `parts` slices of the batch; normalisation statistics are those of a slice."""
+
+    def cut(x: Array) -> Array:
+        return x.reshape(parts, -1, *x.shape[1:])
+
+    def add(carry: Any, sliced: Any) -> tuple[Any, None]:
+        grads, collections, metrics = carry
+        part, weight, number = sliced
+        new, (collections, more) = gradient(state.params, collections, part, weight, jax.random.fold_in(key, number))
+        return (jax.tree.map(jnp.add, grads, new), collections, jax.tree.map(jnp.add, metrics, more)), None
+
+    sliced = (jax.tree.map(cut, dict(batch)), cut(weight), jnp.arange(parts))
+    first = jax.tree.map(lambda x: x[0], sliced)
+    shapes = jax.eval_shape(gradient, state.params, state.collections, first[0], first[1], key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][1]))
+    (grads, collections, metrics), _ = lax.scan(add, (zeros[0], state.collections, zeros[1]), sliced)
+    return grads, (collections, metrics)
+
+
+def _apply(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    grads: Tree,
+    collections: Tree,
+    ema_decay: float,
+) -> TrainState:
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p + state.learning_rate_scale * u, state.params, updates)
+    average = state.average
+    if average is not None:
+        # Early on, the average forgets its random start faster than `ema_decay` would.
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
+    return state.replace(
+        step=state.step + 1, params=params, collections=collections, opt_state=opt_state, average=average
+    )

@@ -1,0 +1,56 @@
+"""What the launch scripts share: flags, and errors told in a sentence instead of a traceback."""
+
+import pathlib
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from common.errors import UsageError, UserError
+from common.runtime import default_data_dir
+
+DATA_DIR_HELP = 'Folder of prepared data sets. Default: $TRIPTYCH_DATA, else ~/.cache/triptych/data.'
+
+
+def define_config() -> flags.FlagHolder:
+    """--config=FILE[:VARIANT], whose values any --config.KEY=VALUE overrides."""
+    return config_flags.DEFINE_config_file(
+        'config',
+        None,
+        'Config file, with a variant after a colon if it has any: lesion/configs/ham10000.py:cnn. Single values '
+        'are changed with --config.KEY=VALUE, as in --config.batch_size=32 or --config.optimizer.learning_rate=3e-4.',
+    )
+
+
+def data_dir(flag: flags.FlagHolder[str | None], otherwise: str | None = None) -> pathlib.Path:
+    """The folder that a --data_dir flag names, or the one that a run used, or the default."""
+    return pathlib.Path(flag.value or otherwise or default_data_dir()).expanduser()
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs a script's `main`; exit status 1 for an error of the user's data or files, 2 for one of usage."""
+
+    def guarded(argv: list[str]) -> int | None:
+        try:
+            if argv[1:]:
+                raise UsageError(f'unexpected argument {argv[1]!r}; flags are written --name=value')
+            return main()
+        except UserError as error:
+            return _fail(error)
+
+    logging.set_verbosity(logging.WARNING)  # libraries report every file they write; --verbosity=0 shows it
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # Beside absl's own errors: what config files and overrides of their values raise.
+        sys.exit(_fail(UsageError(f'{str(error.args[0] if error.args else error).strip()}\nSee --help.')))
+
+
+def _fail(error: UserError) -> int:
+    print(f'error: {error}', file=sys.stderr)
+    return 2 if isinstance(error, UsageError) else 1

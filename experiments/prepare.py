@@ -1,0 +1,30 @@
+"""Reads a raw data set, audits it, and writes it in the form that training reads.
+
+python -m experiments.prepare --config=lesion/configs/ham10000.py --raw_dir=RAW [--data_dir=DATA]
+"""
+
+import pathlib
+
+from absl import flags
+
+from common.task import task_class
+from experiments import launch
+
+_CONFIG = launch.define_config()
+_RAW_DIR = flags.DEFINE_string('raw_dir', None, 'Folder or zip as published. Default: config.dataset.raw_dir.')
+_DATA_DIR = flags.DEFINE_string('data_dir', None, launch.DATA_DIR_HELP)
+_SKIP_BAD = flags.DEFINE_bool('skip_bad', False, 'Leave bad files and rows out, instead of stopping at them.')
+
+
+def main() -> None:
+    config = _CONFIG.value
+    raw_dir = _RAW_DIR.value or config.dataset.raw_dir
+    audit = task_class(config.task).prepare(
+        config, pathlib.Path(raw_dir) if raw_dir else None, launch.data_dir(_DATA_DIR), _SKIP_BAD.value
+    )
+    print(audit)
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('config')
+    launch.run(main)

@@ -1,0 +1,50 @@
+"""Trains what a config describes; started again with the same workdir, it goes on where it stopped.
+
+python -m experiments.train --config=lesion/configs/ham10000.py:cnn --workdir=RUN [--data_dir=DATA]
+                            [--config.batch_size=32 ...]
+"""
+
+import pathlib
+
+from absl import flags
+
+from common import runtime
+from common.task import task_class
+from common.training.loop import train
+from common.training.setup import make_training
+from common.training.start import begin
+from experiments import launch
+
+_CONFIG = launch.define_config()
+_DATA_DIR = flags.DEFINE_string('data_dir', None, launch.DATA_DIR_HELP)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of the run: config.json, checkpoints, metrics, evaluation.', required=True
+)
+_DEVICES = flags.DEFINE_integer('devices', 0, 'Devices to train on; 0: all.', lower_bound=0)
+_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other processes of this run, as the cluster says.')
+
+
+def main() -> None:
+    config, workdir, data_dir = _CONFIG.value, pathlib.Path(_WORKDIR.value), launch.data_dir(_DATA_DIR)
+    runtime.start(_DISTRIBUTED.value)
+    task = task_class(config.task)
+    if not task.is_prepared(config, data_dir):
+        raw_dir = config.dataset.raw_dir
+        print(task.prepare(config, pathlib.Path(raw_dir) if raw_dir else None, data_dir, skip_bad=False))
+    training = make_training(config, data_dir, _DEVICES.value)
+    print(f'data: {training.transport_choice}')
+    state, progress, checkpoints, how = begin(training, workdir, data_dir)
+    print(f'model: {how}')
+    try:
+        outcome = train(training, state, progress, checkpoints, workdir)
+    finally:
+        checkpoints.close()
+    best = outcome.progress
+    print(f'{outcome.ended} at step {outcome.step} after {best.seconds:.0f} s of training; run: {workdir}')
+    if best.best is not None:
+        print(f'best validation {config.monitor.metric}: {best.best:.4f} at step {best.best_step}')
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('config')
+    launch.run(main)

@@ -1,0 +1,221 @@
+"""Reads daily prices from the CSV layouts in which they are published, and names what is wrong in them."""
+
+import collections
+import dataclasses
+import io
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from common.data.audit import Audit
+
+PRICES = ('Open', 'High', 'Low', 'Close')
+COLUMNS = (*PRICES, 'Volume', 'Adj Close')  # of History.values; files without Adj Close repeat Close there
+
+HEADERS = {name.lower(): name for name in ('Date', *COLUMNS)} | {
+    'adj_close': 'Adj Close',
+    'ticker': 'Ticker',
+    'symbol': 'Ticker',
+    'name': 'Ticker',
+}
+ENDINGS = ('.csv', '.txt', '.csv.gz')
+LONG_GAP = np.timedelta64(7, 'D')
+SPLIT = np.log(1.15)  # between a day's move of Close and of Adj Close; ordinary dividends stay far below
+LARGE_MOVE = np.log(1.4)  # without Adj Close: the smallest usual split, 3 for 2, moves the price by more
+
+FAULTS = {  # kind: (meaning, whether prepare stops on it)
+    'not_a_table': ('files that are no table of daily prices', True),
+    'unreadable_date': ('rows whose date is not written YYYY-MM-DD', True),
+    'non_numeric': ('rows with text where a number belongs', True),
+    'non_positive_price': ('rows with a price of zero or less', True),
+    'contradictory_date': ('rows that contradict an earlier row of the same date', True),
+    'repeated_ticker': ('files that bring a ticker once more', True),
+    'blank': ('rows with blanks (left out)', False),
+    'repeated_row': ('rows that are there twice (left out once)', False),
+    'unsorted': ('histories not in the order of their dates (sorted)', False),
+    'long_gap': ('gaps of more than a week (kept: windows count rows, not days)', False),
+    'constant_column': ('columns that never change', False),
+    'split': ('days on which Close moves and Adj Close does not: splits or spin-offs, no crashes', False),
+    'possible_split': (
+        'moves of over 40% in a day, with no Adj Close to tell splits from crashes',
+        False,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class History:
+    """The daily prices of one ticker.
+
+    Attributes:
+      ticker: its name.
+      dates: datetime64[D] [rows], strictly increasing.
+      values: float64 [rows, 6], finite, in the order of COLUMNS; prices are positive.
+    """
+
+    ticker: str
+    dates: np.ndarray
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.dates)
+
+
+class Reader:
+    """Reads price files one by one and remembers their faults; what cannot be used is left out.
+
+    Attributes:
+      faults: by kind, one string per fault with file and row. Row 1 of a file is its header.
+      histories: by ticker.
+      formats: how many files there were of each layout.
+    """
+
+    def __init__(self) -> None:
+        self.faults: dict[str, list[str]] = {kind: [] for kind in FAULTS}
+        self.histories: dict[str, History] = {}
+        self.formats: collections.Counter[str] = collections.Counter()
+
+    def read(self, name: str, content: bytes) -> list[History]:
+        """The histories in one file, by its name and bytes; also added to `histories`."""
+        frame = self._table(name, content)
+        if frame is None:
+            return []
+        tickers = frame['Ticker'] if 'Ticker' in frame else pd.Series(_ticker(name), index=frame.index)
+        self.formats[_layout(frame)] += 1
+        frame = self._usable_rows(name, frame)
+        found = []
+        for ticker, rows in frame.groupby(tickers[frame.index].astype(str), sort=True):
+            where = f'{name} ({ticker})' if 'Ticker' in frame else name
+            if ticker in self.histories:
+                self.faults['repeated_ticker'].append(f'{name}: {ticker}')
+                continue
+            history = self._history(str(ticker), where, rows)
+            self.histories[history.ticker] = history
+            self._examine(where, history, adjusted='Adj Close' in frame)
+            found.append(history)
+        return found
+
+    def audit(self, title: str) -> Audit:
+        """The findings so far."""
+        audit = Audit(title)
+        histories = list(self.histories.values())
+        layouts = {layout: {'files': files} for layout, files in self.formats.items()}
+        lengths = [len(history) for history in histories]
+        audit.count(layouts=layouts, tickers=len(histories), rows=sum(lengths))
+        if histories:
+            audit.count(
+                rows_per_ticker=f'{min(lengths)} to {max(lengths)}',
+                first_date=str(min(history.dates[0] for history in histories)),
+                last_date=str(max(history.dates[-1] for history in histories)),
+            )
+        for kind, (meaning, fatal) in FAULTS.items():
+            audit.add(kind, meaning, self.faults[kind], fatal=fatal)
+        return audit
+
+    def _table(self, name: str, content: bytes) -> pd.DataFrame | None:
+        """The file with canonical column names and row numbers; None where it is no price table."""
+        compression = 'gzip' if name.endswith('.gz') else None
+        try:
+            frame = pd.read_csv(
+                io.BytesIO(content),
+                compression=compression,
+                na_values=[''],
+                keep_default_na=False,  # 'null' is text and to be named; NA is a ticker
+                skip_blank_lines=False,  # so that row numbers are the file's
+                low_memory=False,
+            )
+        except (ValueError, OSError, EOFError) as error:  # pandas' own errors are ValueErrors
+            self.faults['not_a_table'].append(f'{name}: {str(error).strip()}')
+            return None
+        first_line = ','.join(map(str, frame.columns))
+        frame.columns = pd.Index([str(header).strip().lower() for header in frame.columns])
+        frame = frame.rename(columns=HEADERS)
+        missing = {'Date', *PRICES, 'Volume'} - set(frame.columns)
+        if missing or frame.columns.duplicated().any():
+            lack = f'has no {", ".join(sorted(missing))}' if missing else 'names a column twice'
+            self.faults['not_a_table'].append(f'{name}: its first line, {first_line[:60]!r}, {lack}')
+            return None
+        frame.index = pd.RangeIndex(2, len(frame) + 2)
+        return frame.dropna(how='all')
+
+    def _usable_rows(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows without fault, their dates and numbers parsed."""
+        numbers = [column for column in COLUMNS if column in frame]
+        values = frame[numbers].apply(pd.to_numeric, errors='coerce').astype(float)
+        dates = pd.to_datetime(frame['Date'].astype(str).str[:10], format='ISO8601', errors='coerce')
+        prices = values.drop(columns='Volume')
+        needed = ['Date', *numbers, *(frame.columns.intersection(['Ticker']))]
+        cells = {  # a row is named under the first of its faults
+            'blank': frame[needed].isna(),
+            'unreadable_date': dates.isna().to_frame('Date'),
+            'non_numeric': ~np.isfinite(values),
+            'non_positive_price': prices <= 0,
+        }
+        usable = pd.Series(True, index=frame.index)
+        for kind, bad in cells.items():
+            bad = bad[usable & bad.any(axis=1)]
+            columns = bad.columns[bad.to_numpy().argmax(axis=1)] if len(bad) else []
+            for row, column in zip(bad.index, columns, strict=True):
+                what = 'blank' if kind == 'blank' else repr(frame.at[row, column])
+                self.faults[kind].append(f'{name} row {row}: {column} is {what}')
+            usable[bad.index] = False
+        return frame.assign(Date=dates, **values)[usable]
+
+    def _history(self, ticker: str, where: str, rows: pd.DataFrame) -> History:
+        """Sorts one ticker's rows by date and keeps the first of each."""
+        dates, index = rows['Date'].to_numpy(dtype='datetime64[D]'), rows.index.to_numpy()
+        closes = rows['Adj Close' if 'Adj Close' in rows else 'Close']
+        values = rows.assign(**{'Adj Close': closes})[list(COLUMNS)].to_numpy(dtype=float)
+        backwards = np.flatnonzero(np.diff(dates) < np.timedelta64(0))
+        if len(backwards):
+            self.faults['unsorted'].append(f'{where} row {index[backwards[0] + 1]} predates the one above')
+        order = np.argsort(dates, kind='stable')
+        dates, values, index = dates[order], values[order], index[order]
+        unique, first, which = np.unique(dates, return_index=True, return_inverse=True)
+        for row in np.setdiff1d(np.arange(len(dates)), first):
+            same = np.array_equal(values[row], values[first[which[row]]])
+            kind = 'repeated_row' if same else 'contradictory_date'
+            self.faults[kind].append(f'{where} row {index[row]}: {dates[row]} is also row {index[first[which[row]]]}')
+        return History(ticker=ticker, dates=unique, values=values[first])
+
+    def _examine(self, where: str, history: History, *, adjusted: bool) -> None:
+        """Looks for what is no error in itself but may deceive a forecast."""
+        dates, values = history.dates, history.values
+        for row in np.flatnonzero(np.diff(dates) > LONG_GAP):
+            self.faults['long_gap'].append(f'{where}: nothing from {dates[row]} to {dates[row + 1]}')
+        for column, name in enumerate(COLUMNS[: len(COLUMNS) if adjusted else -1]):
+            if len(dates) > 1 and np.ptp(values[:, column]) == 0:
+                self.faults['constant_column'].append(f'{where}: {name} is always {values[0, column]:g}')
+        close, adjusted_close = np.diff(np.log(values[:, [COLUMNS.index('Close'), -1]]), axis=0).T
+        moves = np.abs(close - adjusted_close) > SPLIT if adjusted else np.abs(close) > LARGE_MOVE
+        for row in np.flatnonzero(moves):
+            move = f'{where}: {dates[row + 1]} Close moves by {np.expm1(close[row]):+.1%}'
+            if adjusted:
+                move += f', Adj Close by {np.expm1(adjusted_close[row]):+.1%}'
+            self.faults['split' if adjusted else 'possible_split'].append(move)
+
+
+def is_price_file(name: str) -> bool:
+    """Whether a file of a folder or zip is to be read, by its name."""
+    return name.lower().endswith(ENDINGS) and not pathlib.PurePath(name).name.startswith('.')
+
+
+def _ticker(name: str) -> str:
+    """BRK.B of folder/BRK.B.csv, AAPL of aapl.us.txt."""
+    stem = pathlib.PurePath(name).name
+    for ending in ('.csv.gz', '.csv', '.txt', '.us', '_data'):
+        stem = stem[: -len(ending)] if stem.lower().endswith(ending) else stem
+    return stem.upper()
+
+
+def _layout(frame: pd.DataFrame) -> str:
+    """The name of a recognised layout, for the audit."""
+    present: Mapping[str, bool] = {
+        'one file with a ticker column': 'Ticker' in frame and frame['Ticker'].nunique() > 1,
+        'Kaggle five-year': 'Ticker' in frame,
+        'Kaggle huge': 'openint' in frame,
+        'Yahoo': 'Adj Close' in frame,
+    }
+    return next((layout for layout, here in present.items() if here), 'plain')
