@@ -7,9 +7,12 @@ python -m experiments.train --config=lesion/configs/ham10000.py:cnn --workdir=RU
 import pathlib
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from common import runtime
+from common.evaluation import plots
 from common.task import task_class
+from common.training.journal import read_history
 from common.training.loop import train
 from common.training.setup import make_training
 from common.training.start import begin
@@ -39,10 +42,19 @@ def main() -> None:
         outcome = train(training, state, progress, checkpoints, workdir)
     finally:
         checkpoints.close()
+    draw_learning_curves(workdir, config.monitor)
     best = outcome.progress
     print(f'{outcome.ended} at step {outcome.step} after {best.seconds:.0f} s of training; run: {workdir}')
     if best.best is not None:
         print(f'best validation {config.monitor.metric}: {best.best:.4f} at step {best.best_step}')
+
+
+def draw_learning_curves(workdir: pathlib.Path, monitor: ConfigDict) -> None:
+    """RUN/learning_curves.png: loss and the monitored metric, training beside validation."""
+    history = [record for record in read_history(workdir) if 'epoch' in record]
+    if history:
+        curves = plots.learning_curves(history, monitor.metric, larger_is_better=monitor.mode == 'max')
+        plots.save(curves, workdir / 'learning_curves.png')
 
 
 if __name__ == '__main__':

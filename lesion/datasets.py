@@ -37,7 +37,8 @@ def read_ham10000(raw: RawFiles, audit: Audit) -> RawImages:
     known = f'known are {", ".join(HAM10000_CLASSES)}'
     audit.add('unknown_labels', f'rows with an unknown diagnosis ({known})', name_rows(table[unknown]), fatal=True)
     audit.add('rows_without_image', 'rows without an image, left out', name_rows(table[without_image]))
-    homeless = [path for stem, path in paths.items() if stem not in set(table.image_id)]
+    named = set(table.image_id)
+    homeless = [path for stem, path in paths.items() if stem not in named]
     audit.add('images_without_row', 'images without a row, left out', homeless)
 
     table['group'] = table.lesion_id.where(table.lesion_id != '', table.image_id)

@@ -86,20 +86,20 @@ class _Lesion:
         radius = look.radius * rng.lognormal(0, 0.18)
         self.stretch = 1 + look.asymmetry * rng.uniform(0.3, 1.6)
         self.softness = look.softness * rng.lognormal(0, 0.3)
-        harmonics = np.arange(2, 14)
+        harmonics = np.arange(2, 25)
         coarse = look.asymmetry * rng.lognormal(0, 0.4) * (harmonics <= 4) / harmonics
-        fine = look.irregularity * rng.lognormal(0, 0.4) * (harmonics > 4) / np.sqrt(harmonics)
-        self.harmonics = harmonics
-        self.amplitudes = (coarse + fine) * rng.normal(0, 1, len(harmonics))
-        self.phases = rng.uniform(0, 2 * np.pi, len(harmonics))
-        shade = rng.normal(0, 14) + rng.normal(0, 6, 3)
+        fine = look.irregularity * rng.lognormal(0, 0.4) * (harmonics > 4) / harmonics * 1.2
+        amplitudes = (coarse + fine) * rng.normal(0, 1, len(harmonics))
+        waves = np.cos(np.outer(_DIRECTIONS, harmonics) + rng.uniform(0, 2 * np.pi, len(harmonics)))
+        self.border = radius * np.clip(1 + waves @ amplitudes, 0.35, 1.8)
+        shade = rng.normal(0, 14) + rng.normal(0, 4, 3)
         self.center, self.rim, self.patches = (
-            np.asarray(colour) + shade + rng.normal(0, 7, 3) for colour in (look.center, look.rim, look.patches)
+            np.asarray(colour) + shade + rng.normal(0, 5, 3) for colour in (look.center, look.rim, look.patches)
         )
         self.patchiness = np.clip(look.patchiness * rng.lognormal(0, 0.35), 0, 0.8)
-        self.waves = rng.normal(0, 6, (2, 12))
-        self.wave_phases = rng.uniform(0, 2 * np.pi, 12)
-        self.skin = np.array([222, 180, 160]) + rng.normal(0, 12) + rng.normal(0, 6, 3)
+        self.waves = rng.normal(0, 6, (2, 10)).astype(np.float32)
+        self.wave_phases = rng.uniform(0, 2 * np.pi, 10).astype(np.float32)
+        self.skin = np.array([222, 180, 160]) + rng.normal(0, 10) + rng.normal(0, 4, 3)
 
     def photograph(self, rng: np.random.Generator) -> Image.Image:
         """One view, RGB [SIDE, SIDE]."""

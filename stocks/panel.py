@@ -26,9 +26,9 @@ def build(histories: Sequence[History], config: ConfigDict) -> Dataset:
     touches lies in the split's period: windows on both sides of a border end `window + horizon` rows apart, and
     no row is seen from both.
 
-    Tables: `prices` float32 [rows of all tickers, features], scaled, one history after the other; `targets`
-    float32 [rows], at row `day` the scaled target of the window that ends there. Columns: `ticker` int32 and
-    `day` int32, the row in the tables. Records: see `records_of`.
+    Table: `prices` float32 [rows of all tickers, features], scaled, one history after the other. Columns: `ticker`
+    int32; `day` int32, the row in the table at which the window ends; `target` float32, scaled. Records: the
+    ticker and what `records_of` says.
 
     Raises:
       UsageError: for config values that contradict each other or the data.
@@ -50,6 +50,8 @@ def build(histories: Sequence[History], config: ConfigDict) -> Dataset:
     table = pd.concat(records, ignore_index=True)
     codes = np.repeat(np.arange(len(tickers), dtype=np.int32), np.diff(starts))
     table.insert(0, 'ticker', pd.Categorical.from_codes(codes, tickers))
+    scaler = target_scaler(config.target, scalers, tickers, codes)
+    targets = scaler.scaled(table['actual'].to_numpy(), table['last_close'].to_numpy()).astype(np.float32)
     splits = {}
     for name in periods:
         ends = [
@@ -60,19 +62,16 @@ def build(histories: Sequence[History], config: ConfigDict) -> Dataset:
         _check_split(name, len(days), periods, config)
         splits[name] = Split(
             name=name,
-            columns={'ticker': codes[days], 'day': days},
+            columns={'ticker': codes[days], 'day': days, 'target': targets[days]},
             records=table.iloc[days].reset_index(drop=True),
         )
-    scaler = target_scaler(config.target, scalers, tickers, codes)
-    targets = scaler.scaled(table['actual'].to_numpy(), table['last_close'].to_numpy())
     info = {
         'tickers': tickers,
         'scalers': {ticker: dataclasses.asdict(fitted) for ticker, fitted in scalers.items()},
         'periods': {name: [str(day) for day in period] for name, period in periods.items()},
         'left_out': left_out,
     }
-    tables = {'prices': np.concatenate(scaled), 'targets': np.nan_to_num(targets).astype(np.float32)}
-    return Dataset(splits=splits, info=info, tables=tables)
+    return Dataset(splits=splits, info=info, tables={'prices': np.concatenate(scaled)})
 
 
 def feature_values(history: History, config: ConfigDict) -> np.ndarray:

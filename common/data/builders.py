@@ -24,6 +24,7 @@ from common.data.splits import grouped_stratified_split, merge_groups
 from common.errors import DataError, UsageError
 
 VERSION = '1.0.0'
+SPLITS = ('train', 'validation', 'test')
 
 
 def prepare_images(
@@ -116,7 +117,7 @@ def load_images(dataset: ConfigDict, data_dir: pathlib.Path) -> Dataset:
 
 def prepared_path(dataset: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
     """The folder of a preparation, named after all that decides what is in it and in which split."""
-    fractions = '-'.join(f'{name}{100 * share:g}' for name, share in dataset.split_fractions.items())
+    fractions = '-'.join(f'{name}{100 * dataset.split_fractions[name]:g}' for name in SPLITS)
     dropped = [key for key in ('drop_duplicates', 'drop_contradictory') if dataset[key]]
     preparation = '-'.join([fractions, f'seed{dataset.split_seed}', *dropped])
     return pathlib.Path(data_dir).expanduser() / dataset.name / preparation / VERSION
@@ -161,11 +162,11 @@ def _examine(
     table = table[table.digest != ''].sort_values('name')
     audit.count(images=len(table), skipped=sum(len(f.items) for f in audit.findings if f.fatal))
     audit.count(groups=table.group.nunique())
-    table['split'] = _assign_splits(table, dict(dataset.split_fractions), dataset.split_seed)
+    table['split'] = _assign_splits(table, {name: dataset.split_fractions[name] for name in SPLITS}, dataset.split_seed)
     audit_labelled(audit, table)
     table = _drop(table, dataset, audit)
     counts = pd.crosstab(table.split, table.label).reindex(
-        index=list(dataset.split_fractions), columns=list(found.class_names), fill_value=0
+        index=list(SPLITS), columns=list(found.class_names), fill_value=0
     )
     audit.count(images_per_split=counts.assign(total=counts.sum(axis=1)).to_dict('index'))
     absent = [name for name in found.class_names if counts.loc['train', name] == 0]
@@ -177,9 +178,6 @@ def _examine(
 def _assign_splits(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> pd.Series:
     """The publisher's splits where they exist; byte-identical images of what is split here stay together."""
     split = table.split.copy()
-    unknown = set(split.dropna()) - set(fractions)
-    if unknown:
-        raise UsageError(f'config.dataset.split_fractions has no {", ".join(sorted(unknown))}, but the images do.')
     pool = split.isna()
     if not pool.any():  # all of them are split; what is missing, often validation, is taken from training
         missing = set(fractions) - set(split)
@@ -272,7 +270,7 @@ def _write(found: RawImages, table: pd.DataFrame, dataset: ConfigDict, directory
         builder.download_and_prepare()
     rows = [
         {'split': name, 'name': image.name, 'label': image.label, 'group': image.group, **image.facts}
-        for name in dataset.split_fractions
+        for name in SPLITS
         for image in images.get(name, ())
     ]
     pd.DataFrame(rows).to_csv(path / 'records.csv', index=False)

@@ -79,18 +79,19 @@ def confusion_matrix(counts: Sequence[Sequence[int]] | np.ndarray, class_names: 
 
 
 def learning_curves(history: Sequence[Mapping[str, float]], metric: str, larger_is_better: bool = True) -> Figure:
-    """Draws the loss and a metric over training, side by side, with the best epoch by validation marked.
+    """Draws loss, accuracy and a metric over training, side by side, with the best epoch by validation marked.
 
     Args:
       history: rows in order, each with 'epoch' (else 'step') and any of 'train/loss', 'validation/loss' and
-        the same with `metric` for loss; a row may hold only some of them.
+        the same with accuracy or `metric` for loss; a row may hold only some of them.
       metric: name of the metric that chooses the best row.
       larger_is_better: whether the best value of `metric` is the largest.
     """
     unit = 'epoch' if all('epoch' in row for row in history) else 'step'
     chosen = [row for row in history if np.isfinite(row.get(f'validation/{metric}', np.nan))]
     best = (max if larger_is_better else min)(chosen, key=lambda row: row[f'validation/{metric}'], default=None)
-    names = dict.fromkeys(['loss', metric])
+    shown = {name.partition('/')[2] for row in history for name in row}
+    names = [name for name in dict.fromkeys(['loss', 'accuracy', metric]) if name in shown]
     figure = _figure(4.6 * len(names), 3.5)
     for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names, strict=True):
         for split, colour in zip(('train', 'validation'), _PALETTE, strict=False):

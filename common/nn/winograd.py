@@ -6,12 +6,13 @@ arXiv:1509.09308). In float32 the result is rounded 5 to 13 times coarser than t
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from common.nn.chunks import at_least_float32, map_chunks
 
 # A chunk of the batch is transformed, multiplied and transformed back while it lies in the cache: 36 arrays of
 # this many rows. Whole batches take 3 to 8 times longer in the transforms.
@@ -43,7 +44,7 @@ def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
     Returns:
         `[batch, height, width, channels_out]` of x's dtype.
     """
-    return _convolve(x, _sandwich(G, [list(_wide(row)) for row in w]), jnp.matmul)
+    return _convolve(x, _sandwich(G, [list(at_least_float32(row)) for row in w]), jnp.matmul)
 
 
 def input_gradient(g: jax.Array, w: jax.Array) -> jax.Array:
@@ -52,27 +53,29 @@ def input_gradient(g: jax.Array, w: jax.Array) -> jax.Array:
     It is g convolved with w flipped and transposed. Columns of G flipped and products with the transpose say the
     same and move no weights in memory.
     """
-    u = _sandwich(G[:, ::-1], [list(_wide(row)) for row in w])
+    u = _sandwich(G[:, ::-1], [list(at_least_float32(row)) for row in w])
     return _convolve(g, u, lambda v, u: lax.dot_general(v, u, (((1,), (1,)), ((), ()))))
 
 
 def weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     """Gradient with respect to w, `[3, 3, channels_in, channels_out]`, in float32 (float64 for float64 input)."""
-    rows, columns = tiling(*x.shape[1:3])
+    rows, columns = _tiling(*x.shape[1:3])
 
     def body(x_chunk: jax.Array, g_chunk: jax.Array) -> Grid:
         v = lax.optimization_barrier(_input_tiles(x_chunk, rows, columns))
-        d = lax.optimization_barrier(_tiles(_pad(_wide(g_chunk), 0, 4 * rows, 4 * columns), A, rows, columns))
+        d = lax.optimization_barrier(
+            _tiles(_pad(at_least_float32(g_chunk), 0, 4 * rows, 4 * columns), A, rows, columns)
+        )
         return jax.tree.map(lambda left, right: left.T @ right, v, d)
 
-    u = jax.tree.map(lambda chunks: chunks.sum(0), _in_chunks(body, rows * columns, x, g))
+    u = jax.tree.map(lambda chunks: chunks.sum(0), map_chunks(body, TILES_PER_CHUNK // (rows * columns), x, g))
     return jnp.stack([jnp.stack(row) for row in _sandwich(G.T, u)])
 
 
 def _convolve(x: jax.Array, u: Grid, product: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
     """`A^T [u * (B^T x B)] A` over all tiles of x, where `*` is 36 products."""
     batch, height, width, _ = x.shape
-    rows, columns = tiling(height, width)
+    rows, columns = _tiling(height, width)
     u = lax.optimization_barrier(u)
 
     def body(chunk: jax.Array) -> jax.Array:
@@ -85,30 +88,17 @@ def _convolve(x: jax.Array, u: Grid, product: Callable[[jax.Array, jax.Array], j
         # Without this barrier XLA writes the result into the loop's output one scalar at a time.
         return lax.optimization_barrier(y.astype(x.dtype))
 
-    y = _in_chunks(body, rows * columns, x)
+    y = map_chunks(body, TILES_PER_CHUNK // (rows * columns), x)
     return y.reshape(-1, *y.shape[2:])[:batch]
 
 
-def tiling(height: int, width: int) -> tuple[int, int]:
+def _tiling(height: int, width: int) -> tuple[int, int]:
     """Rows and columns of 4x4 tiles that cover an image; the last ones may overhang."""
     return -(-height // 4), -(-width // 4)
 
 
-def _in_chunks(body: Callable[..., Any], tiles: int, *arrays: jax.Array) -> Any:
-    """Maps `body` over chunks of the batch, the last filled up with zero images; results have a chunk axis in front."""
-    batch = arrays[0].shape[0]
-    count = min(batch, -(-batch * tiles // TILES_PER_CHUNK))
-    size = -(-batch // count)
-    count = -(-batch // size)
-    if count == 1:
-        return jax.tree.map(lambda result: result[None], body(*arrays))
-    if batch != count * size:
-        arrays = tuple(jnp.pad(a, ((0, count * size - batch), (0, 0), (0, 0), (0, 0))) for a in arrays)
-    return lax.map(lambda chunk: body(*chunk), tuple(a.reshape(count, size, *a.shape[1:]) for a in arrays))
-
-
 def _input_tiles(x: jax.Array, rows: int, columns: int) -> Grid:
-    return _tiles(_pad(_wide(x), 1, 4 * rows + 2, 4 * columns + 2), B.T, rows, columns)
+    return _tiles(_pad(at_least_float32(x), 1, 4 * rows + 2, 4 * columns + 2), B.T, rows, columns)
 
 
 def _tiles(image: jax.Array, matrix: np.ndarray, rows: int, columns: int) -> Grid:
@@ -154,7 +144,3 @@ def _combine(weights: np.ndarray, arrays: Sequence[jax.Array]) -> jax.Array:
 def _pad(image: jax.Array, before: int, height: int, width: int) -> jax.Array:
     after = (height - before - image.shape[1], width - before - image.shape[2])
     return jnp.pad(image, ((0, 0), (before, after[0]), (before, after[1]), (0, 0)))
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -137,7 +137,7 @@ class _Loop:
         record |= {f'validation/{name}': value for name, value in metrics.items()}
         epoch = step / training.plan.steps_per_epoch
         self._journal.write(step, {'epoch': epoch, 'seconds': self._progress.seconds, **record})
-        self._say(_evaluation_line(epoch, step, record))
+        self._say(_evaluation_line(epoch, step, record, training.config.monitor.metric, self._progress.stale == 0))
         self._checkpoints.save(self._state, dataclasses.asdict(self._progress), step, monitored)
 
     def _note(self, monitored: float) -> None:
@@ -199,11 +199,11 @@ class _Loop:
         while len(self._pending) > keep:
             step, metrics = self._pending.popleft()
             host = mean_over_members(metrics)
-            for i in range(len(host['loss'])):
-                if not math.isfinite(host['loss'][i]):
-                    at = step - len(host['loss']) + i + 1
+            for i, objective in enumerate(host['objective']):
+                if not math.isfinite(objective):
+                    at = step - len(host['objective']) + i + 1
                     raise TrainingDivergedError(
-                        f'the training loss became {host["loss"][i]} at step {at}: lower '
+                        f'the training loss became {objective} at step {at}: lower '
                         'config.optimizer.learning_rate '
                         'or set config.optimizer.gradient_clip; the last good checkpoint stays best'
                     )
@@ -220,16 +220,15 @@ class _Loop:
             print(text, flush=True)
 
 
-def _evaluation_line(epoch: float, step: int, record: dict[str, float]) -> str:
-    sides = []
-    for side in ('train', VALIDATION):
-        values = [
-            f'{name.split("/")[1]} {value:.4f}'
-            for name, value in record.items()
-            if name.startswith(side + '/') and isinstance(value, float) and 'norm' not in name
+def _evaluation_line(epoch: float, step: int, record: Mapping[str, float], monitored: str, is_best: bool) -> str:
+    """'epoch 3.0 (step 27)  loss 1.49 train 1.28 validation  ...', for what both sides have and what is monitored."""
+    words = [f'epoch {epoch:.1f} (step {step})']
+    for name in dict.fromkeys(['loss', 'accuracy', monitored]):
+        sides = [
+            f'{record[f"{side}/{name}"]:.4f} {side}' for side in ('train', VALIDATION) if f'{side}/{name}' in record
         ]
-        sides.append(f'{side}: {", ".join(values)}')
-    return f'epoch {epoch:.1f} (step {step})  ' + '  |  '.join(sides)
+        words += [f'{name} {", ".join(sides)}'] if sides else []
+    return '  '.join(words) + ('  (best)' if is_best else '')
 
 
 def mean_over_members(metrics: Mapping[str, Array]) -> dict[str, np.ndarray]:

@@ -82,7 +82,9 @@ def make_train_step(
                 rngs={'dropout': key},
             )
             losses = task.loss(outputs, part, train=True)
-            metrics = {'loss': losses, **task.step_metrics(outputs, part)}
+            # `loss` is what evaluation computes, so that both sides can be compared; `objective` is what is minimised.
+            metrics = {'objective': losses, 'loss': task.loss(outputs, part, train=False)}
+            metrics |= task.step_metrics(outputs, part)
             return (weight * losses).sum(), (
                 updated,
                 {name: (weight * value).sum() for name, value in metrics.items()},

@@ -1,0 +1,41 @@
+"""Work on a batch in chunks that stay in a CPU's cache, and the barrier that keeps XLA from fusing across steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from common.types import Tree
+
+
+def map_chunks(body: Callable[..., Any], limit: int, *arrays: jax.Array) -> Any:
+    """Maps `body` over chunks of the batch, one after another.
+
+    Args:
+        body: takes a chunk of each array, returns a pytree of arrays.
+        limit: the most examples in a chunk; chunks are of equal size.
+        *arrays: `[batch, ...]`, batch at least 1. The last chunk is filled up with zeros.
+
+    Returns:
+        The results of `body`, each with an axis of chunks in front.
+    """
+    batch = arrays[0].shape[0]
+    size = -(-batch // -(-batch // max(1, limit)))
+    count = -(-batch // size)
+    if count == 1:
+        return jax.tree.map(lambda result: result[None], body(*arrays))
+    if batch != count * size:
+        arrays = tuple(jnp.pad(a, ((0, count * size - batch), *((0, 0),) * (a.ndim - 1))) for a in arrays)
+    return lax.map(lambda chunk: body(*chunk), tuple(a.reshape(count, size, *a.shape[1:]) for a in arrays))
+
+
+def cpu_barrier(tree: Tree) -> Tree:
+    """`lax.optimization_barrier` on a CPU, where XLA would fuse into slow loops or compute twice; nothing elsewhere."""
+    return lax.platform_dependent(tree, cpu=lax.optimization_barrier, default=lambda same: same)
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """x in float32, or in its own dtype if that is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,192 @@
+"""A drop-in for `lax.conv_general_dilated` that takes a faster way on the CPU where one is known and wins.
+
+Use it as `nn.Conv(..., conv_general_dilated=convolution())`. The way is chosen from shapes and dtype alone, never by
+timing, so that a run can be repeated; on GPUs and TPUs the program stays XLA's own convolution.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from common.nn import few_channels, winograd
+
+Padding = str | Sequence[tuple[int, int]]
+
+DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+
+
+class _Way(NamedTuple):
+    """How a 3x3 convolution with stride 1 and SAME padding and its two gradients are computed on a CPU."""
+
+    forward: Callable[[jax.Array, jax.Array], jax.Array]  # x, w -> y
+    input_gradient: Callable[[jax.Array, jax.Array], jax.Array]  # g, w -> dx
+    weight_gradient: Callable[[jax.Array, jax.Array], jax.Array]  # x, g -> dw
+
+
+def _direct(x: jax.Array, w: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=DIMENSIONS)
+
+
+def _direct_input_gradient(g: jax.Array, w: jax.Array) -> jax.Array:
+    x = jax.ShapeDtypeStruct((*g.shape[:3], w.shape[2]), g.dtype)
+    return jax.linear_transpose(lambda x: _direct(x, w), x)(g)[0]
+
+
+def _direct_weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
+    w = jax.ShapeDtypeStruct((3, 3, x.shape[3], g.shape[3]), g.dtype)
+    return jax.linear_transpose(lambda w: _direct(x, w), w)(g)[0]
+
+
+DIRECT = _Way(_direct, _direct_input_gradient, _direct_weight_gradient)
+WAYS = {
+    'winograd': _Way(winograd.convolve, winograd.input_gradient, winograd.weight_gradient),
+    'winograd_weight_gradient': DIRECT._replace(weight_gradient=winograd.weight_gradient),
+    'shifted': DIRECT._replace(forward=few_channels.convolve, weight_gradient=few_channels.weight_gradient),
+    'im2col_weight_gradient': DIRECT._replace(weight_gradient=few_channels.weight_gradient),
+}
+
+
+def choose(
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    strides: Sequence[int],
+    padding: Padding,
+    dilation: Sequence[int],
+    groups: int,
+    dtype: Any,
+) -> str:
+    """The name of the way that 'auto' takes on a CPU, a pure function of its arguments.
+
+    Args:
+        x_shape: `[batch, height, width, channels_in]`.
+        w_shape: `[kernel_height, kernel_width, channels_in / groups, channels_out]`.
+        strides: between windows.
+        padding: 'SAME', 'VALID', or a pair (before, after) for each spatial dimension.
+        dilation: of the kernel.
+        groups: of the features.
+        dtype: of both arrays.
+
+    Returns:
+        'direct', or a key of `WAYS`. Each boundary is where the measured ratio to 'direct' crosses one.
+    """
+    if not _is_plain_3x3(x_shape, w_shape, strides, padding, dilation, groups, dtype):
+        return 'direct'
+    batch, height, width, channels_in = x_shape
+    channels_out = w_shape[3]
+    if channels_in == 1:
+        return 'shifted'
+    if channels_in <= 3:
+        return 'im2col_weight_gradient'
+    return 'winograd' if min(channels_in, channels_out) >= 64 else 'direct'
+
+
+def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
+    """A function with the arguments and the result of `lax.conv_general_dilated`, for `nn.Conv`.
+
+    The fast ways need arrays `[batch, height, width, channels]`, 3x3 kernels, stride 1, SAME padding, no dilation, no
+    groups, equal float dtypes and default precision; they compute in float32, or float64 for float64 input. All else
+    goes to XLA. Reverse-mode differentiation only, except for 'direct'.
+
+    Args:
+        path: 'auto' for what `choose` says, 'direct' for XLA's own convolution bit for bit, or a key of `WAYS` to take
+            that one wherever it is applicable.
+
+    Raises:
+        ValueError: no such path.
+    """
+    if path not in ('auto', 'direct', *WAYS):
+        raise ValueError(f'convolution path is {path!r}; it must be one of {", ".join(("auto", "direct", *WAYS))}')
+
+    def conv_general_dilated(
+        lhs: jax.Array,
+        rhs: jax.Array,
+        window_strides: Sequence[int],
+        padding: Padding,
+        lhs_dilation: Sequence[int] | None = None,
+        rhs_dilation: Sequence[int] | None = None,
+        dimension_numbers: Any = None,
+        feature_group_count: int = 1,
+        precision: Any = None,
+    ) -> jax.Array:
+        dilation = rhs_dilation or (1,) * (lhs.ndim - 2)
+        arguments = (lhs.shape, rhs.shape, window_strides, padding, dilation, feature_group_count, lhs.dtype)
+        numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+        if (
+            path != 'direct'
+            and lhs.dtype == rhs.dtype
+            and precision is None
+            and set(lhs_dilation or (1,)) == {1}
+            and lhs.ndim == 4
+            and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, DIMENSIONS)
+            and _is_plain_3x3(*arguments)
+        ):
+            name = choose(*arguments) if path == 'auto' else path
+            if name != 'direct':
+                return _convolve(lhs, rhs, name)
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
+            feature_group_count=feature_group_count,
+            precision=precision,
+        )
+
+    return conv_general_dilated
+
+
+def _is_plain_3x3(
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    strides: Sequence[int],
+    padding: Padding,
+    dilation: Sequence[int],
+    groups: int,
+    dtype: Any,
+) -> bool:
+    same = (
+        padding.upper() in ('SAME', 'SAME_LOWER')
+        if isinstance(padding, str)
+        else ([tuple(pair) for pair in padding] == [(1, 1), (1, 1)])
+    )
+    return (
+        same
+        and len(x_shape) == 4
+        and tuple(w_shape[:2]) == (3, 3)
+        and tuple(strides) == (1, 1)
+        and tuple(dilation) == (1, 1)
+        and groups == 1
+        and 0 not in (*x_shape, *w_shape)
+        and jnp.issubdtype(dtype, jnp.floating)
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x: jax.Array, w: jax.Array, name: str) -> jax.Array:
+    return lax.platform_dependent(x, w, cpu=WAYS[name].forward, default=DIRECT.forward)
+
+
+def _forward(x: jax.Array, w: jax.Array, name: str) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve(x, w, name), (x, w)
+
+
+def _backward(name: str, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = residuals
+    dx = lax.platform_dependent(g, w, cpu=WAYS[name].input_gradient, default=DIRECT.input_gradient)
+    dw = lax.platform_dependent(
+        x,
+        g,
+        cpu=lambda x, g: WAYS[name].weight_gradient(x, lax.optimization_barrier(g)).astype(w.dtype),
+        default=DIRECT.weight_gradient,
+    )
+    return dx, dw
+
+
+_convolve.defvjp(_forward, _backward)

@@ -1,0 +1,130 @@
+"""Batch normalisation with its ReLU in one pass forward and two backward, over the global batch."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.dtypes import canonicalize_dtype
+from jax import lax
+
+from common.nn.chunks import at_least_float32, cpu_barrier
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015) over all axes but the last, with an optional ReLU after it.
+
+    Variables are named and updated as by `flax.linen.BatchNorm`: parameters 'scale' and 'bias', and in 'batch_stats'
+    the running 'mean' and 'var' (biased, as in Flax), all `[channels]`. No gradient flows through running statistics.
+    Reverse-mode differentiation only.
+
+    Under `jax.pmap` each device's gradients are those that make `pmean(grad(loss))` the gradient of the mean loss.
+
+    Attributes:
+      use_running_average: normalise by the running statistics instead of the batch's, and leave them as they are.
+      momentum: how much of the running statistics a batch keeps.
+      epsilon: added to the variance.
+      axis_name: the device axis over which statistics are taken.
+      activation: 'relu' or None.
+      dtype: of the result, by default that of inputs and parameters promoted. Statistics are float32 at least.
+      scale_init: initializer of the scale.
+    """
+
+    use_running_average: bool
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+    activation: str | None = None
+    dtype: Any = None
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x `[..., channels]` -> the same shape."""
+        if self.activation not in ('relu', None):
+            raise ValueError(f"BatchNorm: activation is {self.activation!r}; it must be 'relu' or None")
+        shape = x.shape[-1:]
+        scale = self.param('scale', self.scale_init, shape, jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
+        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
+        running_var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
+        dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        relu = self.activation == 'relu'
+        if self.use_running_average:
+            slope = scale * lax.rsqrt(running_var.value + self.epsilon)
+            return _line(x, slope, bias - running_mean.value * slope, relu).astype(dtype)
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, mean, var = _normalise(x, scale, bias, self.epsilon, axis_name, relu, dtype)
+        if not self.is_initializing():
+            for running, batch in ((running_mean, mean), (running_var, var)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(batch)
+        return y
+
+
+def _line(x: jax.Array, slope: jax.Array, intercept: jax.Array, relu: bool) -> jax.Array:
+    y = at_least_float32(x) * slope + intercept
+    return jax.nn.relu(y) if relu else y
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _normalise(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None, relu: bool, dtype: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalised x, and the mean and variance used (for the running statistics: they pass no gradient on)."""
+    return _forward(x, scale, bias, epsilon, axis_name, relu, dtype)[0]
+
+
+def _forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None, relu: bool, dtype: Any
+) -> tuple[Any, Any]:
+    x = cpu_barrier(x)
+    # Without a barrier for each sum, XLA computes all that leads to it once more.
+    mean = cpu_barrier(_mean(at_least_float32(x)))
+    mean_square = cpu_barrier(_mean(jnp.square(at_least_float32(x))))
+    mean, mean_square = _over_devices((mean, mean_square), axis_name)
+    var = jnp.maximum(mean_square - jnp.square(mean), 0)
+    inverse = lax.rsqrt(var + epsilon)
+    slope, intercept = cpu_barrier((scale * inverse, bias - mean * scale * inverse))
+    y = _line(x, slope, intercept, relu).astype(dtype)
+    return (y, mean, var), (x, scale, bias, mean, inverse, slope, intercept)
+
+
+def _backward(
+    epsilon: float, axis_name: str | None, relu: bool, dtype: Any, residuals: Any, cotangents: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """With n = (x - mean) * inverse and means over the global batch, dx = slope * (g - mean(g) - n * mean(g * n)).
+
+    Those two means are over all devices, for each example moves the statistics of every other. The gradients of
+    scale and bias are this device's own sums: whoever takes the mean over devices adds them up.
+    """
+    x, scale, bias, mean, inverse, slope, intercept = residuals
+    g = cpu_barrier(cotangents[0])
+
+    def masked() -> jax.Array:
+        wide = at_least_float32(g)
+        return jnp.where(at_least_float32(x) * slope + intercept > 0, wide, 0) if relu else wide
+
+    mean_g = cpu_barrier(_mean(masked()))
+    mean_gn = (cpu_barrier(_mean(masked() * at_least_float32(x))) - mean * mean_g) * inverse
+    count = x.size // x.shape[-1]
+    scale_gradient, bias_gradient = (count * mean_gn).astype(scale.dtype), (count * mean_g).astype(bias.dtype)
+    mean_g, mean_gn = _over_devices((mean_g, mean_gn), axis_name)
+    # dx as g * slope + x * coefficient + constant: one multiply-add an element for each term.
+    coefficient, constant = cpu_barrier((-slope * inverse * mean_gn, slope * (mean * inverse * mean_gn - mean_g)))
+    dx = masked() * slope + at_least_float32(x) * coefficient + constant
+    return cpu_barrier(dx.astype(x.dtype)), scale_gradient, bias_gradient
+
+
+_normalise.defvjp(_forward, _backward)
+
+
+def _mean(x: jax.Array) -> jax.Array:
+    return x.mean(tuple(range(x.ndim - 1)))
+
+
+def _over_devices(means: tuple[jax.Array, jax.Array], axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    if axis_name is None:
+        return means
+    first, second = lax.pmean(jnp.stack(means), axis_name)  # one message, not two
+    return first, second

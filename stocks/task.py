@@ -1,0 +1,198 @@
+"""The stocks task: forecasts of daily prices, always beside the naive forecast."""
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+from jax import lax
+from ml_collections import ConfigDict
+
+from common.config import choose
+from common.data.audit import Audit
+from common.data.dataset import Dataset, Split
+from common.errors import DataError, UsageError
+from common.task import Task
+from common.types import Array, Batch, Keys, Predictions, Tree
+from stocks import datasets, intervals
+from stocks.csv_files import History, Reader
+from stocks.forecast_metrics import price_errors, skill
+from stocks.models import Forecaster
+from stocks.panel import feature_values, records_of
+from stocks.periods import walk_forward_dates
+from stocks.report import write_report
+from stocks.scaling import Scaler, TargetScaler, scaler_of, target_scaler
+
+MEDIAN = 0.5
+
+
+class Stocks(Task):
+    """Windows of daily prices in, the close `horizon` rows later out; one model for all tickers or one for each."""
+
+    def __init__(self, config: ConfigDict, info: Mapping[str, Any]):
+        super().__init__(config, info)
+        self._tickers = list(info['tickers'])
+        self._scalers = {ticker: Scaler(**fitted) for ticker, fitted in info['scalers'].items()}
+        self._quantiles = list(config.loss.quantiles) if config.loss.name == 'quantile' else []
+        if self._quantiles and MEDIAN not in self._quantiles:
+            raise UsageError(f'config.loss.quantiles is {self._quantiles}; it must hold 0.5, the forecast itself')
+
+    @classmethod
+    def prepare(cls, config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool) -> Audit:
+        return datasets.prepare(config.dataset, raw_dir, data_dir, skip_bad)
+
+    @classmethod
+    def is_prepared(cls, config: ConfigDict, data_dir: pathlib.Path) -> bool:
+        return datasets.is_prepared(config.dataset, data_dir)
+
+    @classmethod
+    def load(cls, config: ConfigDict, data_dir: pathlib.Path) -> Dataset:
+        return datasets.load(config.dataset, data_dir)
+
+    @classmethod
+    def walk_forward(cls, config: ConfigDict, data_dir: pathlib.Path, folds: int) -> list[ConfigDict]:
+        """One config for each of `folds` consecutive parts of the test period, to train and judge one by one."""
+        histories = datasets.read_histories(config.dataset, data_dir)
+        configs = []
+        for dates in walk_forward_dates([history.dates for history in histories], config.dataset, folds):
+            rolled = config.copy_and_resolve_references()
+            rolled.dataset.split_dates = dates
+            configs.append(rolled)
+        return configs
+
+    def model(self) -> Forecaster:
+        return Forecaster(**self.config.model, num_outputs=len(self._quantiles) or 1)
+
+    def preprocess(self, batch: Batch, tables: Mapping[str, Array], keys: Keys | None) -> Batch:
+        """Adds `inputs` float32 [batch, window, features], cut from the table, or from the batch for new files."""
+        del keys
+        if 'window' in batch:
+            windows = jnp.asarray(batch['window'])
+        else:
+            length = self.config.dataset.window
+            cut = functools.partial(lax.dynamic_slice_in_dim, jnp.asarray(tables['prices']), slice_size=length)
+            windows = jax.vmap(cut)(batch['day'] - (length - 1))
+        if self.config.dataset.scaler == 'relative':
+            windows = windows - self._reference(windows)
+        return {**batch, 'inputs': windows}
+
+    def loss(self, outputs: Tree, batch: Batch, train: bool) -> Array:
+        del train
+        error = batch['target'][:, None] - outputs
+        losses = {
+            'mse': lambda: error**2,
+            'huber': lambda: optax.losses.huber_loss(outputs, batch['target'][:, None], self.config.loss.delta),
+            'quantile': lambda: _pinball(error, jnp.asarray(self._quantiles)),
+        }
+        return choose(losses, self.config.loss.name, 'loss.name')().mean(axis=-1)
+
+    def outputs(self, outputs: Tree, batch: Batch) -> dict[str, Array]:
+        """`forecast` float32 [batch, outputs], in scaled units."""
+        del batch
+        return {'forecast': outputs}
+
+    def members(self, split: Split) -> list[np.ndarray] | None:
+        """The rows of every ticker, in the order of `info['tickers']`; None for one model for all."""
+        if not self.config.per_ticker:
+            return None
+        codes = split.columns['ticker']
+        return [np.flatnonzero(codes == code).astype(np.int32) for code in range(len(self._tickers))]
+
+    def prices(self, predictions: Predictions, split: Split) -> np.ndarray:
+        """The forecast close, float64 [examples]: of quantiles the median."""
+        column = self._quantiles.index(MEDIAN) if self._quantiles else 0
+        scaled = predictions['forecast'][:, column].astype(float)
+        return self._target_scaler(split).prices(scaled, split.records['last_close'].to_numpy())
+
+    def metrics(self, predictions: Predictions, split: Split) -> dict[str, float]:
+        records, forecast = split.records, self.prices(predictions, split)
+        actual, last_close = records['actual'].to_numpy(), records['last_close'].to_numpy()
+        errors, naive = price_errors(actual, forecast, last_close), price_errors(actual, last_close, last_close)
+        return {
+            'rmse': errors['rmse'],
+            'rmse_of_naive': naive['rmse'],
+            'directional_accuracy': errors['directional_accuracy'],
+            'skill': skill((forecast - actual) / last_close, 1 - actual / last_close),
+        }
+
+    def report(
+        self,
+        predictions: Predictions,
+        split: Split,
+        directory: pathlib.Path,
+        calibration: tuple[Predictions, Split] | None,
+    ) -> dict[str, Any]:
+        """Writes predictions.csv, tickers.csv and figures; see `stocks.report`."""
+        scores = None
+        if calibration is not None:
+            scores = intervals.scores(calibration[1].records, self.prices(*calibration))
+        forecast, scaler = self.prices(predictions, split), self._target_scaler(split)
+        report = write_report(split.records, forecast, scaler, self.config.dataset.horizon, scores, directory)
+        if self._quantiles:
+            below = split.columns['target'][:, None] <= predictions['forecast']
+            shares = below.mean(axis=0).tolist()
+            report['share_below_quantile'] = dict(zip(map(str, self._quantiles), shares, strict=True))
+        return report
+
+    def read_inputs(self, paths: Sequence[pathlib.Path]) -> Split:
+        """The last window of every ticker in the files.
+
+        Raises:
+          DataError: for a file with faults, a history shorter than the window, or a ticker without scaler or model.
+        """
+        reader = Reader()
+        histories = []
+        for path in paths:
+            try:
+                histories += reader.read(str(path), path.read_bytes())
+            except OSError as error:
+                raise DataError(f'{path} cannot be read: {error.strerror}') from error
+        faults = [fault for finding in reader.audit('inputs').findings if finding.fatal for fault in finding.items]
+        if faults:
+            raise DataError('cannot forecast from files with faults; mend them:\n  ' + '\n  '.join(faults))
+        windows, records = zip(*(self._last_window(history) for history in histories), strict=True)
+        codes = [self._tickers.index(h.ticker) if h.ticker in self._tickers else -1 for h in histories]
+        columns = {'ticker': np.array(codes, np.int32), 'window': np.stack(windows)}
+        return Split(name='inputs', columns=columns, records=pd.concat(records, ignore_index=True))
+
+    def write_predictions(self, predictions: Predictions, split: Split, path: pathlib.Path) -> None:
+        """`ticker,date,last_close,predicted`: the close `horizon` trading days after `date`, the file's last."""
+        table = split.records[['ticker', 'date', 'last_close']].assign(predicted=self.prices(predictions, split))
+        table.to_csv(path, index=False, float_format='%.6f')
+
+    def _last_window(self, history: History) -> tuple[np.ndarray, pd.DataFrame]:
+        """Scaled window float32 [window, features] and its record."""
+        dataset = self.config.dataset
+        if self.config.per_ticker and history.ticker not in self._tickers:
+            raise DataError(f'ticker {history.ticker} was not in training, so it has no model of its own')
+        scaler = scaler_of(self._scalers, history.ticker)
+        if len(history) < dataset.window:
+            raise DataError(f'{history.ticker} has {len(history)} rows; the window of the model needs {dataset.window}')
+        values = feature_values(history, dataset)
+        records = records_of(history.dates, values[:, scaler.close], slice(0, 0), dataset.horizon).tail(1)
+        records.insert(0, 'ticker', history.ticker)
+        return scaler.scaled(values[-dataset.window :]), records
+
+    def _target_scaler(self, split: Split) -> TargetScaler:
+        codes, tickers = pd.factorize(split.records['ticker'].astype(str))
+        return target_scaler(self.config.dataset.target, self._scalers, list(tickers), codes)
+
+    def _reference(self, windows: jax.Array) -> jax.Array:
+        """What relative windows are relative to: the last close, for volumes the mean of the window."""
+        names = list(self.config.dataset.features)
+        close = names.index('Close')
+        is_volume = np.array([name == 'Volume' for name in names])
+        return jnp.where(is_volume, windows.mean(axis=1, keepdims=True), windows[:, -1:, close : close + 1])
+
+
+def _pinball(error: Array, quantiles: Array) -> Array:
+    """Loss whose minimum is the quantile (Koenker and Bassett 1978); error is actual less forecast."""
+    return jnp.maximum(quantiles * error, (quantiles - 1) * error)
+
+
+TASK = Stocks

@@ -1,0 +1,239 @@
+"""The fast convolutions say what XLA's own says, wherever they are taken."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from common.nn import winograd
+from common.nn.conv import DIMENSIONS, WAYS, choose, convolution
+from common.nn.normalisation import BatchNorm
+from common.nn.pooling import max_pool
+
+NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), DIMENSIONS)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def draw(seed, *shapes, dtype=jnp.float64):
+    generator = np.random.default_rng(seed)
+    return [jnp.asarray(generator.normal(size=shape), dtype) for shape in shapes]
+
+
+def result_and_gradients(convolve, x, w, g):
+    """y, dx and dw of a 3x3 convolution, given the gradient g with respect to y."""
+
+    @jax.jit
+    def run(x, w, g):
+        y, pull_back = jax.vjp(lambda x, w: convolve(x, w, (1, 1), 'SAME', dimension_numbers=NUMBERS), x, w)
+        return y, *pull_back(g)
+
+    return run(x, w, g)
+
+
+def assert_close(actual, expected, relative):
+    """Within `relative` of the largest number expected."""
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        np.testing.assert_allclose(one, other, rtol=0, atol=relative * max(1e-30, np.abs(other).max()))
+
+
+def convolve_by_hand(x, w):
+    x = np.pad(np.asarray(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = x.shape[1] - 2, x.shape[2] - 2
+    return sum(
+        x[:, row : row + height, column : column + width] @ np.asarray(w)[row, column]
+        for row in range(3)
+        for column in range(3)
+    )
+
+
+@pytest.mark.parametrize('tiles', [1, 4, 1152])
+@pytest.mark.parametrize(
+    ('batch', 'height', 'width', 'channels_in', 'channels_out'),
+    [(1, 8, 8, 4, 8), (7, 5, 6, 3, 5), (3, 1, 9, 2, 2), (5, 4, 13, 8, 4)],
+)
+def test_every_way_is_exact_in_float64(float64, monkeypatch, batch, height, width, channels_in, channels_out, tiles):
+    monkeypatch.setattr(winograd, 'TILES_PER_CHUNK', tiles)
+    monkeypatch.setattr('common.nn.few_channels.PIXELS_PER_CHUNK', 16 * tiles)
+    x, w, g = draw(
+        batch,
+        (batch, height, width, channels_in),
+        (3, 3, channels_in, channels_out),
+        (batch, height, width, channels_out),
+    )
+    expected = result_and_gradients(convolution('direct'), x, w, g)
+    assert_close(expected[0], convolve_by_hand(x, w), 1e-13)
+    for way in WAYS:
+        assert_close(result_and_gradients(convolution(way), x, w, g), expected, 1e-12)
+
+
+@pytest.mark.parametrize('batch', [1, 2, 67])
+def test_a_batch_may_be_cut_into_any_chunks(float64, monkeypatch, batch):
+    monkeypatch.setattr(winograd, 'TILES_PER_CHUNK', 30)  # seven images of four tiles
+    x, w, g = draw(1, (batch, 7, 7, 3), (3, 3, 3, 4), (batch, 7, 7, 4))
+    expected = result_and_gradients(convolution('direct'), x, w, g)
+    assert_close(result_and_gradients(convolution('winograd'), x, w, g), expected, 1e-12)
+
+
+@pytest.mark.parametrize(('dtype', 'relative'), [(jnp.float32, 2e-5), (jnp.bfloat16, 1e-2)])
+@pytest.mark.parametrize('way', WAYS)
+def test_rounding_in_lower_precision_is_small(way, dtype, relative):
+    x, w, g = draw(2, (6, 13, 12, 48), (3, 3, 48, 40), (6, 13, 12, 40), dtype=dtype)
+    actual = result_and_gradients(convolution(way), x, w, g)
+    assert [a.dtype for a in actual] == [dtype] * 3
+    wide = [np.asarray(a, np.float64) for a in (x, w, g)]
+    with jax.enable_x64(True):
+        assert_close(actual, result_and_gradients(convolution('direct'), *map(jnp.asarray, wide)), relative)
+
+
+@pytest.mark.parametrize(
+    ('kernel', 'options'),
+    [
+        ((5, 5), {}),
+        ((1, 1), {}),
+        ((3, 3), {'strides': 2}),
+        ((3, 3), {'padding': 'VALID'}),
+        ((3, 3), {'padding': 'CIRCULAR'}),
+        ((3, 3), {'padding': 2}),
+        ((3, 3), {'kernel_dilation': 2}),
+        ((3, 3), {'input_dilation': 2}),
+        ((3, 3), {'feature_group_count': 2}),
+        ((3, 3), {'precision': 'highest'}),
+        ((3,), {}),
+    ],
+)
+def test_what_no_fast_way_covers_is_xlas_own(kernel, options):
+    (x,) = draw(3, (3, *(9, 8)[: len(kernel)], 64), dtype=jnp.float32)
+    plain = nn.Conv(64, kernel, **options)
+    routed = nn.Conv(64, kernel, **options, conv_general_dilated=convolution('winograd'))
+    variables = plain.init(jax.random.key(0), x)
+
+    def loss(model):
+        return jax.jit(jax.value_and_grad(lambda v, x: jnp.sum(model.apply(v, x) ** 2), argnums=(0, 1)))
+
+    assert 'optimization_barrier' not in loss(routed).lower(variables, x).as_text()
+    jax.tree.map(np.testing.assert_array_equal, loss(routed)(variables, x), loss(plain)(variables, x))
+
+
+def test_direct_is_xlas_own_bit_for_bit():
+    x, w, g = draw(4, (4, 12, 12, 64), (3, 3, 64, 64), (4, 12, 12, 64), dtype=jnp.float32)
+    expected = result_and_gradients(lax.conv_general_dilated, x, w, g)
+    jax.tree.map(np.testing.assert_array_equal, result_and_gradients(convolution('direct'), x, w, g), expected)
+
+
+def test_the_choice_depends_on_shapes_and_dtype_alone():
+    def choice(x, w, strides=(1, 1), padding='SAME', dilation=(1, 1), groups=1, dtype=jnp.float32):
+        return choose(x, w, strides, padding, dilation, groups, dtype)
+
+    x, w = (64, 24, 24, 128), (3, 3, 128, 128)
+    assert choice(x, w) == choice(x, w, padding=[(1, 1), (1, 1)]) == 'winograd'
+    assert choice((64, 48, 48, 1), (3, 3, 1, 64)) == 'shifted'
+    assert choice((64, 48, 48, 3), (3, 3, 3, 64)) == 'im2col_weight_gradient'
+    assert choice((0, 24, 24, 128), w) == 'direct'
+    for change in ({'strides': (2, 1)}, {'padding': 'VALID'}, {'dilation': (1, 2)}, {'groups': 2}, {'dtype': jnp.int8}):
+        assert choice(x, w, **change) == 'direct'
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_programs_for_accelerators_hold_nothing_but_xlas_convolution(way):
+    x, w, g = draw(5, (4, 12, 12, 64), (3, 3, 64, 64), (4, 12, 12, 64), dtype=jnp.float32)
+
+    def operations(convolve):
+        def run(x, w, g):
+            y, pull_back = jax.vjp(lambda x, w: convolve(x, w, (1, 1), 'SAME', dimension_numbers=NUMBERS), x, w)
+            return y, *pull_back(g)
+
+        lines = jax.jit(run).trace(x, w, g).lower(lowering_platforms=('cuda',)).as_text().splitlines()
+        words = [word for line in lines for word in line.split() if word.startswith('stablehlo.')]
+        return sorted(word.split('(')[0] for word in words)
+
+    assert operations(convolution(way)) == operations(convolution('direct'))
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_transformations_commute_with_convolution(float64, way):
+    x, w, g = draw(6, (4, 2, 6, 6, 3), (4, 3, 3, 3, 5), (4, 2, 6, 6, 5))
+
+    def mapped(path, lift, in_axes):
+        def run(x, w, g):
+            return result_and_gradients(convolution(path), x, w, g)
+
+        return lift(run, in_axes=in_axes)(x, w if in_axes[1] == 0 else w[0], g)
+
+    for in_axes in ((0, None, 0), (0, 0, 0)):
+        expected = mapped('direct', jax.vmap, in_axes)
+        for lift in (jax.vmap, jax.pmap):
+            assert_close(mapped(way, lift, in_axes), expected, 1e-12)
+
+
+def test_rematerialisation_changes_no_gradient(float64):
+    x, w = draw(7, (2, 8, 8, 4), (3, 3, 4, 4))
+
+    def loss(w):
+        return jnp.sum(jnp.sin(convolution('winograd')(x, w, (1, 1), 'SAME', dimension_numbers=NUMBERS)))
+
+    assert_close(jax.jit(jax.grad(jax.checkpoint(loss)))(w), jax.grad(loss)(w), 1e-13)
+
+
+def test_an_unknown_path_is_refused():
+    with pytest.raises(ValueError, match='must be one of auto, direct'):
+        convolution('fastest')
+
+
+class Plain(nn.Module):
+    """Four convolutions with everything from Flax."""
+
+    @nn.compact
+    def __call__(self, x):
+        for layer, width in enumerate((64, 64, 72, 64)):
+            x = self.convolve(width)(x)
+            x = self.normalise(x)
+            x = self.pool(x) if layer % 2 else x
+        return nn.Dense(7, param_dtype=x.dtype)(x.reshape(x.shape[0], -1))
+
+    def convolve(self, width):
+        return nn.Conv(width, (3, 3), use_bias=False, name=f'Conv_{width}_{len(self._state.children)}')
+
+    def normalise(self, x):
+        return nn.relu(nn.BatchNorm(use_running_average=False, momentum=0.9)(x))
+
+    def pool(self, x):
+        return nn.max_pool(x, (2, 2), (2, 2))
+
+
+class Fast(Plain):
+    """The same with everything from here."""
+
+    def convolve(self, width):
+        name = f'Conv_{width}_{len(self._state.children)}'
+        return nn.Conv(width, (3, 3), use_bias=False, conv_general_dilated=convolution(), name=name)
+
+    def normalise(self, x):
+        return BatchNorm(use_running_average=False, activation='relu')(x)
+
+    def pool(self, x):
+        return max_pool(x, (2, 2), (2, 2))
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_whole_network_has_the_loss_and_gradients_of_plain_flax(float64, channels):
+    (x,) = draw(8, (5, 10, 9, channels))
+    labels = jnp.arange(5)
+    variables = Plain().init(jax.random.key(0), x)
+    variables = jax.tree.map(lambda a: a.astype(jnp.float64), variables)
+
+    def run(model):
+        def loss(params):
+            logits, updates = model.apply({**variables, 'params': params}, x, mutable=['batch_stats'])
+            return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(5), labels]), updates
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
+
+    assert_close(run(Fast()), run(Plain()), 1e-11)

@@ -1,0 +1,135 @@
+"""Batch normalisation is Flax's in values, statistics and gradients, on one device and on several."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common.nn.normalisation import BatchNorm
+
+DEVICES = 4
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+class Flax(nn.Module):
+    """Flax's BatchNorm and ReLU, under the same variable names."""
+
+    train: bool = True
+    relu: bool = True
+    axis_name: str | None = None
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        normalise = nn.BatchNorm(not self.train, momentum=0.9, axis_name=self.axis_name, dtype=self.dtype, name='n')
+        return nn.relu(normalise(x)) if self.relu else normalise(x)
+
+
+class Fused(Flax):
+    @nn.compact
+    def __call__(self, x):
+        activation = 'relu' if self.relu else None
+        return BatchNorm(not self.train, 0.9, 1e-5, self.axis_name, activation, self.dtype, name='n')(x)
+
+
+def draw(shape, dtype=jnp.float64):
+    """Inputs far from normalised, and variables far from their initial values."""
+    generator = np.random.default_rng(0)
+    channels = shape[-1]
+    x = jnp.asarray(
+        generator.normal(size=shape) * generator.uniform(0.5, 3, channels) + generator.normal(size=channels)
+    )
+    vectors = [jnp.asarray(generator.uniform(0.5, 2, channels)) for _ in range(4)]
+    names = {'params': {'n': {'scale': vectors[0], 'bias': vectors[1] - 1}}}
+    return x.astype(dtype), names | {'batch_stats': {'n': {'mean': vectors[2], 'var': vectors[3]}}}
+
+
+def loss_and_gradients(model, variables, x):
+    """Loss, new statistics, and gradients with respect to parameters and x, of a loss that weighs each number anew."""
+
+    def loss(params, x):
+        y, updates = model.apply({**variables, 'params': params}, x, mutable=['batch_stats'])
+        weights = jnp.sin(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        return jnp.mean(jax.lax.stop_gradient(weights) * y + 0.1 * y**3), (y, updates)
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables['params'], x)
+
+
+def assert_close(actual, expected, tolerance):
+    def check(one, other):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * max(1e-30, np.abs(other).max()))
+
+    jax.tree.map(check, actual, expected)
+
+
+@pytest.mark.parametrize('train', [True, False])
+@pytest.mark.parametrize('relu', [True, False])
+@pytest.mark.parametrize('shape', [(3, 5, 4, 6), (1, 7, 7, 1), (9, 4)])
+def test_values_statistics_and_gradients_are_those_of_flax(float64, shape, relu, train):
+    x, variables = draw(shape)
+    actual = jax.jit(loss_and_gradients, static_argnums=0)(Fused(train, relu), variables, x)
+    assert_close(actual, loss_and_gradients(Flax(train, relu), variables, x), 1e-12)
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+def test_rounding_in_lower_precision_is_small(dtype, tolerance):
+    x, variables = draw((8, 6, 6, 16), dtype)
+    variables = jax.tree.map(lambda a: a.astype(jnp.float32), variables)
+    (loss, (y, updates)), (params, dx) = loss_and_gradients(Fused(dtype=dtype), variables, x)
+    assert y.dtype == dx.dtype == dtype
+    assert {a.dtype for a in jax.tree.leaves((loss, updates, params))} == {jnp.dtype(jnp.float32)}
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), (variables, x))
+        expected = loss_and_gradients(Flax(), *wide)
+    assert_close(((loss, (y, updates)), (params, dx)), expected, tolerance)
+
+
+def test_variables_start_as_those_of_flax():
+    x = jnp.ones((2, 4, 4, 3), jnp.bfloat16)
+    actual, expected = (model(axis_name='data').init(jax.random.key(0), x) for model in (Fused, Flax))
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.mark.parametrize('lift', [jax.pmap, jax.vmap])
+def test_a_plain_sgd_step_on_four_devices_is_the_step_on_the_full_batch(float64, lift):
+    x, variables = draw((DEVICES, 3, 5, 4, 6))
+
+    def step(model, variables, x):
+        (loss, (y, updates)), (gradients, dx) = loss_and_gradients(model, variables, x)
+        if model.axis_name:
+            loss, gradients = jax.lax.pmean((loss, gradients), model.axis_name)
+        params = jax.tree.map(lambda p, g: p - 0.5 * g, variables['params'], gradients)
+        return loss, params, updates, y, dx
+
+    full = step(Flax(), variables, x.reshape(-1, *x.shape[2:]))
+    devices = lift(lambda v, x: step(Fused(axis_name='data'), v, x), axis_name='data', in_axes=(None, 0))
+    *shared, y, dx = devices(variables, x)
+    for device in range(DEVICES):
+        assert_close([jax.tree.map(lambda a, d=device: a[d], part) for part in shared], list(full[:3]), 1e-12)
+    # A device's loss is the mean over a quarter of the examples, so its gradients are four times as large.
+    assert_close((y.reshape(full[3].shape), dx.reshape(full[4].shape) / DEVICES), full[3:], 1e-12)
+
+
+def test_running_statistics_stay_in_evaluation():
+    x, variables = draw((3, 4, 4, 2), jnp.float32)
+    _, updates = Fused(train=False).apply(variables, x, mutable=['batch_stats'])
+    jax.tree.map(np.testing.assert_array_equal, updates['batch_stats'], variables['batch_stats'])
+
+
+def test_programs_for_accelerators_hold_no_barrier():
+    x, variables = draw((3, 4, 4, 2), jnp.float32)
+    step = jax.jit(lambda v, x: loss_and_gradients(Fused(), v, x))
+    lowered = step.trace(variables, x).lower(lowering_platforms=('cuda',))
+    assert 'optimization_barrier' not in lowered.as_text()
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match="must be 'relu' or None"):
+        BatchNorm(True, activation='gelu').init(jax.random.key(0), jnp.ones((2, 3)))

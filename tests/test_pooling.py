@@ -1,0 +1,58 @@
+"""Max pooling is Flax's in values and gradients, ties included."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common.nn.pooling import max_pool
+
+
+def result_and_gradient(pool, x, *arguments):
+    @jax.jit
+    def run(x):
+        y, pull_back = jax.vjp(lambda x: pool(x, *arguments), x)
+        return y, *pull_back(jnp.arange(1, y.size + 1, dtype=y.dtype).reshape(y.shape))
+
+    return run(x)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('shape', [(2, 6, 8, 3), (1, 7, 5, 2), (3, 2, 3, 1)])
+def test_ties_go_to_the_first_maximum_as_in_flax(shape, dtype):
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, shape), dtype)
+    arguments = ((2, 2), (2, 2))
+    actual, expected = result_and_gradient(max_pool, x, *arguments), result_and_gradient(nn.max_pool, x, *arguments)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_a_window_is_taken_apart_by_hand():
+    x = jnp.asarray([[1.0, 4.0, 2.0, 2.0], [3.0, 4.0, 2.0, 2.0]])[None, :, :, None]
+    y, gradient = result_and_gradient(max_pool, x, (2, 2), (2, 2))
+    np.testing.assert_array_equal(y[0, :, :, 0], [[4, 2]])
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 1, 2, 0], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    'arguments', [((3, 3), (2, 2)), ((2, 2),), ((2, 2), (2, 2), 'SAME'), ((2, 2), (1, 2)), ((3, 2), (3, 2), 'VALID')]
+)
+def test_other_windows_are_flaxs_own(arguments):
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7, 6, 3)), jnp.float32)
+    actual, expected = result_and_gradient(max_pool, x, *arguments), result_and_gradient(nn.max_pool, x, *arguments)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.mark.parametrize('lift', [jax.vmap, jax.pmap])
+def test_it_may_be_mapped(lift):
+    x = jnp.asarray(np.random.default_rng(2).integers(0, 3, (4, 2, 4, 4, 3)), jnp.float32)
+    actual = lift(lambda x: result_and_gradient(max_pool, x, (2, 2), (2, 2)))(x)
+    for member in range(4):
+        expected = result_and_gradient(nn.max_pool, x[member], (2, 2), (2, 2))
+        jax.tree.map(np.testing.assert_array_equal, [a[member] for a in actual], list(expected))
+
+
+def test_programs_for_accelerators_hold_no_barrier():
+    step = jax.jit(jax.grad(lambda x: jnp.sum(max_pool(x, (2, 2), (2, 2)) ** 2)))
+    lowered = step.trace(jnp.ones((2, 4, 4, 3))).lower(lowering_platforms=('cuda',))
+    assert 'optimization_barrier' not in lowered.as_text()
