@@ -3,32 +3,53 @@
 import numpy as np
 
 LAGS = 5  # a trading week
+LEAST_ROWS = 60  # a quarter; a mean return of fewer days is noise
+
+
+def baseline_prices(closes: np.ndarray, training: slice, horizon: int) -> dict[str, np.ndarray]:
+    """The baselines' forecasts from every row, `horizon` rows ahead, fitted on the rows `training` alone.
+
+    Drift is the last close with the mean log-return added; autoregression is a least-squares fit to the last LAGS
+    daily log-returns. Where there are fewer than 60 training rows, both are the naive forecast.
+
+    Args:
+      closes: float64 [rows].
+      training: rows on which to fit.
+      horizon: rows ahead.
+
+    Returns:
+      float64 [rows] prices by name. Returns before the first row count as zero.
+    """
+    known = closes[training]
+    enough = len(known) >= max(LEAST_ROWS, 2 * horizon + LAGS)
+    drift = fit_drift(known) if enough else 0.0
+    coefficients = fit_autoregression(known, horizon) if enough else np.zeros(1 + LAGS)
+    return {
+        'drift': closes * np.exp(drift * horizon),
+        'autoregression': closes * np.exp(np.nan_to_num(lagged_returns(closes)) @ coefficients),
+    }
 
 
 def fit_drift(closes: np.ndarray) -> float:
-    """Mean daily log-return of float64 [rows] closes; 0 where there are fewer than two."""
-    return float(np.log(closes[-1] / closes[0]) / (len(closes) - 1)) if len(closes) > 1 else 0.0
+    """Mean daily log-return of float64 [rows] closes."""
+    return float(np.log(closes[-1] / closes[0]) / (len(closes) - 1))
 
 
 def fit_autoregression(closes: np.ndarray, horizon: int) -> np.ndarray:
     """Least squares of the log-return over the horizon on the last LAGS daily log-returns.
 
-    A forecast for each horizon of its own ('direct', Marcellino, Stock and Watson 2006), not one iterated.
+    A forecast for each horizon of its own ('direct': Marcellino, Stock and Watson 2006), not one iterated.
 
     Args:
-      closes: float64 [rows], of training alone.
+      closes: float64 [rows].
       horizon: rows ahead.
 
     Returns:
-      float64 [1 + LAGS]: the constant, then the coefficients from the latest return backwards. All zero, which
-      is the naive forecast, where there are too few rows to determine them.
+      float64 [1 + LAGS]: the constant, then the coefficients from the latest return backwards.
     """
-    regressors = lagged_returns(closes)[:-horizon]
-    returns = np.log(closes[horizon:] / closes[:-horizon])
-    known = ~np.isnan(regressors).any(axis=1)
-    if known.sum() <= 2 * (1 + LAGS):
-        return np.zeros(1 + LAGS)
-    return np.linalg.lstsq(regressors[known], returns[known], rcond=None)[0]
+    regressors = lagged_returns(closes)[LAGS:-horizon]
+    returns = np.log(closes[LAGS + horizon :] / closes[LAGS:-horizon])
+    return np.linalg.lstsq(regressors, returns, rcond=None)[0]
 
 
 def lagged_returns(closes: np.ndarray) -> np.ndarray:
@@ -39,16 +60,3 @@ def lagged_returns(closes: np.ndarray) -> np.ndarray:
     for lag in range(min(LAGS, len(returns))):
         table[lag + 1 :, 1 + lag] = returns[: len(returns) - lag]
     return table
-
-
-def baseline_prices(closes: np.ndarray, training: slice, horizon: int) -> dict[str, np.ndarray]:
-    """The baselines' forecasts from every row, `horizon` rows ahead, fitted on the rows `training` alone.
-
-    Takes float64 [rows] closes; returns float64 [rows] prices by name. Returns before the first row count as 0.
-    """
-    drift = fit_drift(closes[training])
-    coefficients = fit_autoregression(closes[training], horizon)
-    return {
-        'drift': closes * np.exp(drift * horizon),
-        'autoregression': closes * np.exp(np.nan_to_num(lagged_returns(closes)) @ coefficients),
-    }

@@ -168,7 +168,7 @@ class Reader:
         dates, index = rows['Date'].to_numpy(dtype='datetime64[D]'), rows.index.to_numpy()
         closes = rows['Adj Close' if 'Adj Close' in rows else 'Close']
         values = rows.assign(**{'Adj Close': closes})[list(COLUMNS)].to_numpy(dtype=float)
-        backwards = np.flatnonzero(np.diff(dates) < np.timedelta64(0))
+        backwards = np.flatnonzero(np.diff(dates) < np.timedelta64(0, 'D'))
         if len(backwards):
             self.faults['unsorted'].append(f'{where} row {index[backwards[0] + 1]} predates the one above')
         order = np.argsort(dates, kind='stable')

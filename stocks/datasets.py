@@ -51,7 +51,7 @@ def prepare(config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.
         reader = Reader()
         for name in names:
             reader.read(name, raw.read(name))
-        audit = reader.audit(f'{config.name} prices')
+        audit = reader.audit(f'daily prices ({config.name})')
         audit.count(raw_files=str(raw.path), raw_signature=raw.signature())
         if not skip_bad:
             audit.refuse_bad()
@@ -101,7 +101,7 @@ def read_histories(config: ConfigDict, data_dir: pathlib.Path) -> list[History]:
     return sorted(histories, key=lambda history: history.ticker)
 
 
-class PriceHistories(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class PriceHistories(tfds.core.GeneratorBasedBuilder):
     """One record for each ticker: its name, its dates (days since 1970) and its values in the order of COLUMNS."""
 
     VERSION = tfds.core.Version(VERSION)
@@ -115,7 +115,8 @@ class PriceHistories(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         features = {
             'ticker': tfds.features.Text(),
             'dates': tfds.features.Tensor(shape=(None,), dtype=np.int64),
-            'values': tfds.features.Tensor(shape=(None, len(COLUMNS)), dtype=np.float64),
+            # As bytes, because the format's own lists of numbers are float32.
+            'values': tfds.features.Tensor(shape=(None, len(COLUMNS)), dtype=np.float64, encoding='bytes'),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 

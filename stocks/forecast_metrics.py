@@ -91,7 +91,7 @@ def diebold_mariano(
     if variance <= 0:
         weights = 1 - np.arange(len(covariances)) / len(covariances)
         variance = 2 * float(weights @ covariances) - covariances[0]
-    same = np.allclose(errors, naive_errors, rtol=SAME, atol=0)  # but for rounding
+    same = np.allclose(errors, naive_errors, rtol=0, atol=SAME)  # a variance of rounding errors means nothing
     if same or variance <= 0 or count < 2:
         return {'statistic': 0.0, 'p_value': 1.0}
     correction = (count + 1 - 2 * horizon + horizon * (horizon - 1) / count) / count

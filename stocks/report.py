@@ -117,7 +117,7 @@ def _against_naive(records: pd.DataFrame, forecast: np.ndarray, horizon: int) ->
 
 
 def _beside(name: str, model: Mapping[str, float], naive: Mapping[str, float]) -> dict[str, float]:
-    return {name: model[name], f'{name}_of_naive': naive[name]}
+    return {name: model[name], f'naive_{name}': naive[name]}
 
 
 def _write_tables(predictions: pd.DataFrame, tickers: Mapping[str, Any], directory: pathlib.Path) -> None:

@@ -86,7 +86,7 @@ class Stocks(Task):
         error = batch['target'][:, None] - outputs
         losses = {
             'mse': lambda: error**2,
-            'huber': lambda: optax.losses.huber_loss(outputs, batch['target'][:, None], self.config.loss.delta),
+            'huber': lambda: optax.losses.huber_loss(error, delta=self.config.loss.delta),
             'quantile': lambda: _pinball(error, jnp.asarray(self._quantiles)),
         }
         return choose(losses, self.config.loss.name, 'loss.name')().mean(axis=-1)
@@ -115,7 +115,7 @@ class Stocks(Task):
         errors, naive = price_errors(actual, forecast, last_close), price_errors(actual, last_close, last_close)
         return {
             'rmse': errors['rmse'],
-            'rmse_of_naive': naive['rmse'],
+            'naive_rmse': naive['rmse'],
             'directional_accuracy': errors['directional_accuracy'],
             'skill': skill((forecast - actual) / last_close, 1 - actual / last_close),
         }

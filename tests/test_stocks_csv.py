@@ -1,0 +1,206 @@
+"""Price files: every published layout is read alike, and every fault is named with its file and row."""
+
+import gzip
+import io
+import zipfile
+
+import numpy as np
+import pytest
+
+from common.errors import DataError, UsageError
+from stocks import datasets
+from stocks.configs import demo, prices
+from stocks.csv_files import FAULTS, Reader
+
+YAHOO = """Date,Open,High,Low,Close,Adj Close,Volume
+2012-09-04,119.0,120.5,117.5,118.0,59.0,1000
+2012-09-05,118.0,119.0,116.0,117.0,58.5,2000
+2012-09-06,117.5,121.0,117.0,120.0,60.0,1500
+"""
+FIVE_YEARS = """date,open,high,low,close,volume,Name
+2013-02-08,15.07,15.12,14.63,14.75,8407500,AAL
+2013-02-11,14.89,15.01,14.26,14.46,8882000,AAL
+"""
+HUGE = """Date,Open,High,Low,Close,Volume,OpenInt
+1984-09-07,0.42388,0.42902,0.41874,0.42388,23220030,0
+1984-09-10,0.42388,0.42516,0.41366,0.42134,18022532,0
+"""
+COMBINED = """Ticker,Date,Open,High,Low,Close,Volume
+B,2020-01-03,2,3,1,2,10
+A,2020-01-02,5,6,4,5,10
+B,2020-01-02,2,2.5,1.5,2.2,11
+A,2020-01-03,5,6,4,5.5,12
+"""
+
+
+def read(text, name='X.csv'):
+    reader = Reader()
+    return reader.read(name, text.encode()), {kind: items for kind, items in reader.faults.items() if items}
+
+
+def test_the_yahoo_layout_keeps_the_adjusted_close():
+    (history,), faults = read(YAHOO, 'folder/BRK.B.csv')
+    assert history.ticker == 'BRK.B'
+    assert faults == {}
+    assert history.dates.tolist() == np.array(['2012-09-04', '2012-09-05', '2012-09-06'], 'M8[D]').tolist()
+    np.testing.assert_array_equal(history.values[0], [119.0, 120.5, 117.5, 118.0, 1000, 59.0])
+
+
+def test_the_five_year_layout_takes_its_ticker_from_the_name_column():
+    (history,), faults = read(FIVE_YEARS, 'AAL_data.csv')
+    assert history.ticker == 'AAL'
+    assert faults == {}
+    np.testing.assert_array_equal(history.values[:, 5], history.values[:, 3])  # no adjusted close: the close itself
+
+
+def test_the_huge_layout_takes_its_ticker_from_the_file_name():
+    (history,), _ = read(HUGE, 'Stocks/aapl.us.txt')
+    assert history.ticker == 'AAPL'
+    np.testing.assert_array_equal(history.values[1, :5], [0.42388, 0.42516, 0.41366, 0.42134, 18022532])
+
+
+def test_one_file_may_hold_many_tickers_in_any_order():
+    histories, faults = read(COMBINED)
+    assert [history.ticker for history in histories] == ['A', 'B']
+    np.testing.assert_array_equal(histories[1].values[:, 3], [2.2, 2.0])
+    assert 'unsorted' in faults
+
+
+def test_a_ticker_called_na_or_null_is_a_ticker():
+    assert [history.ticker for history in read(COMBINED.replace('A,2', 'NA,2').replace('B,2', 'null,2'))[0]] == [
+        'NA',
+        'null',
+    ]
+
+
+@pytest.mark.parametrize(
+    ('change', 'kind', 'told'),
+    [
+        (
+            ('118.0,119.0,116.0,117.0,58.5,2000', 'null,null,null,null,null,null'),
+            'non_numeric',
+            "row 3: Open is 'null'",
+        ),
+        (('118.0,119.0', ',119.0'), 'blank', 'row 3: Open is blank'),
+        (('119.0,116.0', '119.0,-116.0'), 'non_positive_price', 'row 3: Low is'),
+        (('2012-09-05', '05.09.2012'), 'unreadable_date', "row 3: Date is '05.09.2012'"),
+        (('2012-09-05', '2012-09-04'), 'contradictory_date', 'row 3: 2012-09-04 is also row 2'),
+        (('2012-09-04', '2012-09-10'), 'unsorted', 'row 3 predates the one above'),
+        (('2012-09-06', '2012-09-16'), 'long_gap', 'nothing from 2012-09-05 to 2012-09-16'),
+        (('120.0,60.0', '60.0,60.0'), 'split', '2012-09-06 Close moves by -48.7%, Adj Close by +2.6%'),
+    ],
+)
+def test_a_fault_is_named_with_file_and_row(change, kind, told):
+    _, faults = read(YAHOO.replace(*change))
+    assert list(faults) == [kind]
+    (item,) = faults[kind]
+    assert item.startswith('X.csv')
+    assert told in item
+
+
+def test_a_row_that_is_there_twice_is_left_out_once():
+    row = '2012-09-06,117.5,121.0,117.0,120.0,60.0,1500\n'
+    (history,), faults = read(YAHOO + row)
+    assert len(history) == 3
+    assert faults == {'repeated_row': ['X.csv row 5: 2012-09-06 is also row 4']}
+
+
+def test_columns_that_never_change_and_crashes_without_adjusted_close_are_named():
+    _, faults = read('Date,Open,High,Low,Close,Volume\n2020-01-02,1,9,1,9,5\n2020-01-03,2,9,1,4,5\n')
+    assert set(faults) == {'constant_column', 'possible_split'}
+    assert [item.split()[1] for item in faults['constant_column']] == ['High', 'Low', 'Volume']
+
+
+@pytest.mark.parametrize('text', ['404 Not Found: Timestamp data missing.', '', 'a,b\n1,2\n', '\x00\x01,\n"', 'Date,"'])
+def test_what_is_no_price_table_is_named(text):
+    histories, faults = read(text)
+    assert histories == []
+    assert list(faults) == ['not_a_table']
+    assert faults['not_a_table'][0].startswith('X.csv: ')
+
+
+def test_a_compressed_file_reads_like_the_plain_one():
+    (history,) = Reader().read('X.csv.gz', gzip.compress(YAHOO.encode()))
+    np.testing.assert_array_equal(history.values, read(YAHOO)[0][0].values)
+    reader = Reader()
+    assert reader.read('X.csv.gz', YAHOO.encode()) == []
+    assert len(reader.faults['not_a_table']) == 1
+
+
+def write_bad_folder(folder):
+    """What a download leaves when some symbols are gone: error texts in place of tables, a row of nulls."""
+    folder.mkdir()
+    (folder / 'BF.B.csv').write_text('404 Not Found: Timestamp data missing.')
+    (folder / 'BRK.B.csv').write_text('404 Not Found: No data found, symbol may be delisted')
+    (folder / 'PTR.csv').write_text(YAHOO.replace('118.0,119.0,116.0,117.0,58.5,2000', 'null,null,null,null,null,null'))
+    (folder / 'REX.csv').write_text(YAHOO)
+
+
+def test_bad_files_stop_prepare_and_leave_nothing(tmp_path):
+    write_bad_folder(tmp_path / 'raw')
+    config = prices.get_config().dataset
+    with pytest.raises(DataError, match=r'(?s)BF\.B\.csv.*BRK\.B\.csv.*PTR\.csv row 3.*--skip_bad'):
+        datasets.prepare(config, tmp_path / 'raw', tmp_path / 'data', skip_bad=False)
+    assert not datasets.is_prepared(config, tmp_path / 'data')
+    assert [path.name for path in (tmp_path / 'data' / 'prices').iterdir()] == ['.lock']
+
+
+def test_bad_files_and_rows_are_skipped_when_asked(tmp_path):
+    write_bad_folder(tmp_path / 'raw')
+    config = prices.get_config().dataset
+    audit = datasets.prepare(config, tmp_path / 'raw', tmp_path / 'data', skip_bad=True)
+    assert len(audit['not_a_table'].items) == 2
+    assert {finding.kind for finding in audit.findings} == set(FAULTS)
+    histories = datasets.read_histories(config, tmp_path / 'data')
+    assert {history.ticker: len(history) for history in histories} == {'PTR': 2, 'REX': 3}
+
+
+def test_a_zip_prepares_like_its_folder(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'raw.zip', 'w') as archive:
+        archive.writestr('prices/AAL_data.csv', FIVE_YEARS)
+        archive.writestr('prices/aapl.us.txt', HUGE)
+        archive.writestr('prices/readme.md', 'not prices')
+    config = prices.get_config().dataset
+    datasets.prepare(config, tmp_path / 'raw.zip', tmp_path / 'data', skip_bad=False)
+    histories = datasets.read_histories(config, tmp_path / 'data')
+    expected = [*read(FIVE_YEARS, 'AAL_data.csv')[0], *read(HUGE, 'aapl.us.txt')[0]]
+    for history, raw in zip(histories, sorted(expected, key=lambda h: h.ticker), strict=True):
+        assert history.ticker == raw.ticker
+        np.testing.assert_array_equal(history.dates, raw.dates)
+        np.testing.assert_array_equal(history.values, raw.values)
+
+
+def test_a_ticker_in_two_files_is_refused(tmp_path):
+    for folder in ('a', 'b'):
+        (tmp_path / 'raw' / folder).mkdir(parents=True)
+        (tmp_path / 'raw' / folder / 'X.csv').write_text(YAHOO)
+    with pytest.raises(DataError, match=r'b/X\.csv: X'):
+        datasets.prepare(prices.get_config().dataset, tmp_path / 'raw', tmp_path / 'data', skip_bad=False)
+
+
+def test_preparing_twice_reads_once(tmp_path, monkeypatch):
+    (tmp_path / 'raw').mkdir()
+    (tmp_path / 'raw' / 'X.csv').write_text(YAHOO)
+    config = prices.get_config().dataset
+    first = datasets.prepare(config, tmp_path / 'raw', tmp_path / 'data', skip_bad=False)
+    monkeypatch.delattr(Reader, 'read')
+    assert str(datasets.prepare(config, tmp_path / 'raw', tmp_path / 'data', skip_bad=False)) == str(first)
+
+
+def test_raw_files_are_asked_for_where_none_come_with_a_package(tmp_path):
+    with pytest.raises(UsageError, match='--raw_dir'):
+        datasets.prepare(prices.get_config().dataset, None, tmp_path, skip_bad=False)
+    with pytest.raises(DataError, match='not prepared'):
+        datasets.load(prices.get_config().dataset, tmp_path)
+
+
+def test_the_demo_brings_its_prices(tmp_path):
+    config = demo.get_config().dataset
+    audit = datasets.prepare(config, None, tmp_path, skip_bad=False)
+    assert len(audit['split'].items) == 3  # Apple 2000 and 2005, Microsoft 2003
+    dataset = datasets.load(config, tmp_path)
+    assert dataset.info['tickers'] == ['AAPL', 'GOOG', 'IBM', 'MSFT']
+    assert dataset.info['left_out'] == {'FB': 196}
+    stream = io.StringIO()
+    dataset.splits['test'].records.to_csv(stream)
+    assert 'nan' not in stream.getvalue()

@@ -1,0 +1,169 @@
+"""Errors, skill, tests and intervals of forecasts, against closed forms and simulation."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from stocks import intervals
+from stocks.forecast_metrics import (
+    diebold_mariano,
+    price_errors,
+    rank_information_coefficient,
+    repetition,
+    skill,
+    skill_interval,
+)
+
+
+def test_errors_of_the_naive_forecast_are_those_of_the_price_moves():
+    last, actual = np.array([100.0, 50.0, 20.0, 10.0]), np.array([103.0, 46.0, 20.0, 10.5])
+    errors = price_errors(actual, last, last)
+    assert errors['mse'] == pytest.approx((9 + 16 + 0 + 0.25) / 4)
+    assert errors['rmse'] == pytest.approx(math.sqrt(25.25 / 4))
+    assert errors['mae'] == pytest.approx(7.5 / 4)
+    assert errors['mape'] == pytest.approx((3 / 103 + 4 / 46 + 0 + 0.5 / 10.5) / 4)
+    assert errors['relative_rmse'] == pytest.approx(math.sqrt((0.03**2 + 0.08**2 + 0.05**2) / 4))
+    assert errors['directional_accuracy'] == 0.5
+    assert skill(last - actual, last - actual) == 0
+
+
+def test_direction_counts_only_prices_that_moved():
+    last, actual = np.full(4, 10.0), np.array([11.0, 9.0, 10.0, 12.0])
+    assert price_errors(actual, np.array([12.0, 12.0, 99.0, 10.5]), last)['directional_accuracy'] == pytest.approx(
+        2 / 3
+    )
+
+
+def test_skill_of_half_the_error_is_one_half():
+    naive = np.random.default_rng(0).normal(size=50)
+    assert skill(naive / 2, naive) == pytest.approx(0.5)
+    assert skill(2 * naive, naive) == pytest.approx(-1)
+    assert math.isnan(skill(naive, np.zeros(50)))
+
+
+def test_one_step_diebold_mariano_is_a_t_test_of_the_mean_difference():
+    random = np.random.default_rng(1)
+    errors, naive = random.normal(size=120), random.normal(size=120) * 1.2
+    found = diebold_mariano(errors, naive, np.arange(120), horizon=1)
+    expected = stats.ttest_1samp(naive**2 - errors**2, 0)
+    assert found['statistic'] == pytest.approx(expected.statistic)
+    assert found['p_value'] == pytest.approx(expected.pvalue)
+
+
+def test_longer_diebold_mariano_follows_the_papers_formula():
+    random = np.random.default_rng(2)
+    n, h = 90, 4
+    errors, naive = random.normal(size=n), random.normal(size=n) * 1.1
+    d = naive**2 - errors**2
+    gamma = [sum((d[t] - d.mean()) * (d[t - k] - d.mean()) for t in range(k, n)) / n for k in range(h)]
+    s1 = d.mean() / math.sqrt((gamma[0] + 2 * sum(gamma[1:])) / n)
+    corrected = s1 * math.sqrt((n + 1 - 2 * h + h * (h - 1) / n) / n)
+    found = diebold_mariano(errors, naive, np.arange(n), horizon=h)
+    assert found['statistic'] == pytest.approx(corrected)
+    assert found['p_value'] == pytest.approx(2 * stats.t.cdf(-abs(corrected), n - 1))
+
+
+def test_diebold_mariano_averages_the_tickers_of_a_day():
+    random = np.random.default_rng(3)
+    errors, naive = random.normal(size=(40, 5)), random.normal(size=(40, 5))
+    found = diebold_mariano(errors.ravel(), naive.ravel(), np.repeat(np.arange(40), 5), horizon=1)
+    expected = stats.ttest_1samp((naive**2 - errors**2).mean(axis=1), 0)
+    assert found['statistic'] == pytest.approx(expected.statistic)
+
+
+def test_diebold_mariano_errs_as_often_as_it_says():
+    random = np.random.default_rng(4)
+    p_values = []
+    for _ in range(600):
+        shocks = random.normal(size=(2, 102))
+        errors, naive = shocks[:, 2:] + shocks[:, 1:-1] + shocks[:, :-2]  # overlapping, as three-step errors are
+        p_values.append(diebold_mariano(errors, naive, np.arange(100), horizon=3)['p_value'])
+    assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09
+
+
+def test_equal_forecasts_are_no_different():
+    errors = np.random.default_rng(5).normal(size=30)
+    rounded = errors * (1 + 1e-15)
+    assert diebold_mariano(rounded, errors, np.arange(30), horizon=1) == {'statistic': 0.0, 'p_value': 1.0}
+
+
+def test_bootstrap_interval_holds_the_true_skill_as_often_as_it_says():
+    random, inside = np.random.default_rng(6), 0
+    days = np.repeat(np.arange(250), 4)
+    for trial in range(200):
+        market = random.normal(size=(250, 1))
+        naive = (market + random.normal(size=(250, 4))).ravel()
+        errors = 0.9 * naive + random.normal(size=1000) * math.sqrt(2 * 0.19)  # of the same variance: skill 0
+        low, high = skill_interval(errors, naive, days, horizon=1, seed=trial)
+        inside += low <= 0 <= high
+    assert 0.89 <= inside / 200 <= 0.99
+
+
+def test_bootstrap_of_single_days_agrees_with_drawing_them_one_by_one():
+    random = np.random.default_rng(7)
+    errors, naive = random.normal(size=7), random.normal(size=7)
+    low, high = skill_interval(errors, naive, np.arange(7), horizon=1)
+    draws = []
+    for _ in range(4000):
+        rows = np.concatenate([(start + np.arange(2)) % 7 for start in random.integers(7, size=4)])
+        draws.append(skill(errors[rows], naive[rows]))
+    np.testing.assert_allclose([low, high], np.percentile(draws, [2.5, 97.5]), atol=0.12)
+
+
+def test_rank_correlation_is_the_mean_over_days_with_enough_tickers():
+    random = np.random.default_rng(8)
+    said, came = random.normal(size=(3, 25)), random.normal(size=(3, 25))
+    days = np.repeat([0, 1, 2], 25)
+    found = rank_information_coefficient(
+        np.append(said.ravel(), random.normal(size=19)),
+        np.append(came.ravel(), np.zeros(19)),
+        np.append(days, [3] * 19),
+    )
+    expected = [stats.kendalltau, stats.spearmanr][1]
+    daily = [expected(s, c).statistic for s, c in zip(said, came, strict=True)]
+    assert found['mean'] == pytest.approx(np.mean(daily))
+    assert found['days'] == 3
+    assert rank_information_coefficient(said[0, :19], came[0, :19], days[:19]) is None
+
+
+def records_of(returns, volatility, last=100.0):
+    return pd.DataFrame({'last_close': last, 'actual': last * (1 + returns), 'volatility': volatility})
+
+
+def test_conformal_intervals_cover_as_they_promise_across_calm_and_storm():
+    random = np.random.default_rng(9)
+
+    def draw(count, level):
+        volatility = level * np.exp(random.normal(0, 0.5, count))
+        return records_of(volatility * random.standard_t(4, count), volatility)
+
+    calm, storm = draw(4000, 0.01), draw(20000, 0.05)
+    half_widths = intervals.calibrate(intervals.scores(calm, calm['last_close'].to_numpy()))
+    found = intervals.coverage(storm, storm['last_close'].to_numpy(), half_widths)
+    for level, figures in zip((0.80, 0.90, 0.95), found.values(), strict=True):
+        assert figures['coverage'] == pytest.approx(level, abs=0.015)
+    assert list(found) == ['80%', '90%', '95%']
+
+
+def test_conformal_rank_has_the_finite_sample_correction():
+    widths = intervals.calibrate(np.arange(1.0, 20.0)[::-1])  # 19 scores: ranks 16, 18 and 19 of 20
+    assert widths == {0.80: 16.0, 0.90: 18.0, 0.95: 19.0}
+    assert intervals.calibrate(np.arange(10.0))[0.95] == math.inf
+
+
+def test_a_forecast_that_repeats_the_last_close_is_called_so():
+    random = np.random.default_rng(10)
+    returns, seen = random.normal(0, 0.02, (2, 2000))
+    records = records_of(returns, 0.02).assign(last_return=seen)
+    last, actual = records['last_close'].to_numpy(), records['actual'].to_numpy()
+    assert 'repeats the last close' in repetition(records, last)['sentence']
+    assert repetition(records, last)['relative_amplitude'] == 0
+    lagging = repetition(records, last * np.exp(-0.5 * seen))
+    assert 'not towards the price to come' in lagging['sentence']
+    assert lagging['correlation_with_last'] == pytest.approx(-1)
+    seer = repetition(records, last + 0.5 * (actual - last))
+    assert 'departs from the last close, towards' in seer['sentence']
+    assert seer['correlation_with_next'] > 0.99

@@ -1,0 +1,228 @@
+"""The stocks task from files to report: losses, members, new files, and what the report writes."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.errors import DataError, UsageError
+from stocks.configs import demo, prices
+from stocks.csv_files import COLUMNS
+from stocks.panel import feature_values
+from stocks.task import TASK, Stocks
+from tests.test_stocks_panel import config_of, random_history
+
+
+def write_csv(path, history):
+    table = pd.DataFrame(history.values, columns=list(COLUMNS))
+    table.insert(0, 'Date', history.dates)
+    table.to_csv(path, index=False)
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+    """Folder of prepared prices of 24 tickers."""
+    root = tmp_path_factory.mktemp('stocks')
+    (root / 'raw').mkdir()
+    for number in range(24):
+        write_csv(root / 'raw' / f'T{number:02}.csv', random_history(f'T{number:02}', rows=300))
+    config = config_of()
+    audit = TASK.prepare(config, root / 'raw', root / 'data', skip_bad=False)
+    assert audit.counts['tickers'] == 24
+    assert TASK.is_prepared(config, root / 'data')
+    return root / 'data'
+
+
+def task_and_data(prepared, *args, **changes):
+    config = config_of(*args, **changes)
+    dataset = Stocks.load(config, prepared)
+    return Stocks(config, json.loads(json.dumps(dataset.info))), dataset
+
+
+def as_predictions(task, split, forecast):
+    """What a model would have said to forecast these prices."""
+    last_close = split.records['last_close'].to_numpy()
+    return {'forecast': task._target_scaler(split).scaled(np.asarray(forecast, float), last_close)[:, None]}
+
+
+def test_the_report_of_the_naive_forecast_has_no_skill_and_says_so(prepared, tmp_path):
+    task, dataset = task_and_data(prepared, 'log_return', 'relative')
+    said = {name: as_predictions(task, split, split.records['last_close']) for name, split in dataset.splits.items()}
+    calibration = (said['validation'], dataset.splits['validation'])
+    report = task.report(said['test'], dataset.splits['test'], tmp_path, calibration)
+    assert report['skill'] == 0
+    assert report['rmse'] == report['naive_rmse']
+    assert report['diebold_mariano'] == {'statistic': 0.0, 'p_value': 1.0}
+    assert 'repeats the last close' in report['repetition']['sentence']
+    assert report['rank_information_coefficient'] is None
+    assert 0.75 < report['coverage_90'] <= 1
+    assert len(report['tickers']) == 24
+    json.dumps(report, allow_nan=False)
+    table = pd.read_csv(tmp_path / 'predictions.csv')
+    assert list(table) == ['ticker', 'date', 'last_close', 'actual', 'predicted', 'lower_90', 'upper_90']
+    assert len(table) == len(dataset.splits['test'])
+    inside = (table['lower_90'] <= table['actual']) & (table['actual'] <= table['upper_90'])
+    assert inside.mean() == pytest.approx(report['coverage_90'], abs=1e-3)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        'predictions.csv',
+        'tickers.csv',
+        'forecasts.png',
+        'residuals.png',
+        'skill_by_ticker.png',
+        'returns.png',
+    }
+
+
+def test_the_report_tells_a_seer_from_the_baselines(prepared, tmp_path):
+    task, dataset = task_and_data(prepared)
+    split = dataset.splits['test']
+    records = split.records
+    forecast = records['last_close'] + 0.5 * (records['actual'] - records['last_close'])
+    report = task.report(as_predictions(task, split, forecast), split, tmp_path, None)
+    assert report['skill'] == pytest.approx(0.5)
+    assert report['intervals_95']['skill'] == pytest.approx([0.5, 0.5])
+    assert report['mse_scaled'] == pytest.approx(report['naive_mse_scaled'] / 4)
+    assert report['diebold_mariano']['p_value'] < 0.01
+    assert report['rank_information_coefficient']['mean'] == pytest.approx(1)
+    assert report['prediction_intervals'] == {}
+    assert pd.read_csv(tmp_path / 'predictions.csv')['lower_90'].isna().all()
+    metrics = task.metrics(as_predictions(task, split, forecast), split)
+    assert metrics['skill'] == pytest.approx(report['skill'])
+    assert metrics['rmse'] == pytest.approx(report['rmse'])
+
+
+def test_scaled_error_is_the_loss_of_training(prepared, tmp_path):
+    task, dataset = task_and_data(prepared)
+    split = dataset.splits['validation']
+    outputs = np.random.default_rng(0).normal(0.5, 0.1, (len(split), 1)).astype(np.float32)
+    loss = task.loss(jnp.asarray(outputs), {'target': split.columns['target']}, train=False)
+    report = task.report({'forecast': outputs}, split, tmp_path, None)
+    assert report['mse_scaled'] == pytest.approx(float(loss.mean()), rel=1e-4)
+
+
+def test_each_loss_is_least_at_its_own_middle(prepared):
+    target = np.random.default_rng(1).exponential(size=4001).astype(np.float32)
+    grid = np.linspace(0, 4, 401, dtype=np.float32)
+    task, dataset = task_and_data(prepared)
+
+    def best(name, column=0, **changes):
+        task.config.loss.update({'name': name, **changes})
+        fresh = Stocks(task.config, dataset.info)
+        width = max(len(fresh._quantiles), 1)
+        sums = [
+            fresh.loss(jnp.full((len(target), width), 5.0).at[:, column].set(value), {'target': target}, False).mean()
+            for value in grid
+        ]
+        return grid[int(np.argmin(sums))]
+
+    assert best('mse') == pytest.approx(target.mean(), abs=0.01)
+    assert best('huber', delta=1e-4) == pytest.approx(np.median(target), abs=0.02)
+    assert best('quantile', 2, quantiles=(0.1, 0.5, 0.9)) == pytest.approx(np.quantile(target, 0.9), abs=0.03)
+
+
+def test_quantiles_forecast_by_their_median_and_report_what_lies_below(prepared, tmp_path):
+    task, dataset = task_and_data(prepared)
+    task.config.loss.name = 'quantile'
+    task = Stocks(task.config, dataset.info)
+    split = dataset.splits['test']
+    target = split.columns['target'][:, None]
+    predictions = {'forecast': target + np.array([-1.0, 0.0, 1.0], np.float32)}
+    np.testing.assert_allclose(task.prices(predictions, split), split.records['actual'], rtol=1e-5)
+    report = task.report(predictions, split, tmp_path, None)
+    assert report['share_below_quantile'] == {'0.05': 0.0, '0.5': 1.0, '0.95': 1.0}
+    assert task.model().num_outputs == 3
+    task.config.loss.quantiles = (0.1, 0.9)
+    with pytest.raises(UsageError, match=r'must hold 0\.5'):
+        Stocks(task.config, dataset.info)
+
+
+def test_members_part_the_split_by_ticker(prepared):
+    task, dataset = task_and_data(prepared)
+    split = dataset.splits['train']
+    assert task.members(split) is None
+    task.config.per_ticker = True
+    rows = task.members(split)
+    assert len(rows) == 24
+    np.testing.assert_array_equal(np.sort(np.concatenate(rows)), np.arange(len(split)))
+    for ticker, chosen in zip(dataset.info['tickers'], rows, strict=True):
+        assert set(split.records['ticker'].iloc[chosen]) == {ticker}
+
+
+def test_the_first_forecast_of_a_return_is_the_naive_one(prepared):
+    task, dataset = task_and_data(prepared, 'log_return', 'relative')
+    split = dataset.splits['train']
+    batch = {name: jnp.asarray(column[:8]) for name, column in split.columns.items()}
+    batch = task.preprocess(batch, dataset.tables, None)
+    model = task.model()
+    variables = model.init(jax.random.key(0), batch['inputs'])
+    outputs = model.apply(variables, batch['inputs'], train=True, rngs={'dropout': jax.random.key(1)})
+    assert outputs.shape == (8, 1)
+    np.testing.assert_array_equal(outputs, 0)
+    gradient = jax.grad(lambda v: task.loss(model.apply(v, batch['inputs']), batch, True).mean())(variables)
+    assert np.abs(gradient['params']['head']['kernel']).max() > 0
+
+
+@pytest.mark.parametrize(('target', 'scaler'), [('price', 'minmax'), ('log_return', 'relative')])
+def test_new_files_are_treated_as_prepared_ones(prepared, tmp_path, target, scaler):
+    task, dataset = task_and_data(prepared, target, scaler)
+    history, split = random_history('T03', rows=300), dataset.splits['test']
+    row = np.flatnonzero(split.columns['ticker'] == 3)[-1]
+    cut = int(np.flatnonzero(history.dates == split.records['date'].iloc[row].to_datetime64())[0]) + 1
+    shorter = type(history)(ticker='T03', dates=history.dates[:cut], values=history.values[:cut])
+    write_csv(tmp_path / 'T03.csv', shorter)
+    inputs = task.read_inputs([tmp_path / 'T03.csv'])
+    new = task.preprocess(inputs.columns, {}, None)['inputs']
+    old = task.preprocess({'day': jnp.asarray(split.columns['day'][row : row + 1])}, dataset.tables, None)['inputs']
+    np.testing.assert_array_equal(new, old)
+    task.write_predictions({'forecast': np.zeros((1, 1), np.float32)}, inputs, tmp_path / 'out.csv')
+    table = pd.read_csv(tmp_path / 'out.csv')
+    assert list(table) == ['ticker', 'date', 'last_close', 'predicted']
+    assert table['date'].tolist() == [str(history.dates[cut - 1])]
+    closes = feature_values(history, task.config.dataset)[:, 3]
+    assert table['last_close'][0] == pytest.approx(closes[cut - 1])
+    lowest = closes[history.dates <= np.datetime64(dataset.info['periods']['train'][1])].min()
+    assert table['predicted'][0] == pytest.approx(lowest if target == 'price' else closes[cut - 1])
+
+
+def test_a_ticker_never_seen_has_no_scaler_but_a_relative_one(prepared, tmp_path):
+    write_csv(tmp_path / 'NEW.csv', random_history('NEW', rows=100))
+    task, _ = task_and_data(prepared)
+    with pytest.raises(DataError, match='NEW was not in training, so its minmax scaler was never fitted'):
+        task.read_inputs([tmp_path / 'NEW.csv'])
+    task, _ = task_and_data(prepared, 'log_return', 'relative')
+    split = task.read_inputs([tmp_path / 'NEW.csv'])
+    assert task.prices({'forecast': np.zeros((1, 1))}, split) == pytest.approx(split.records['last_close'].to_numpy())
+    task.config.per_ticker = True
+    with pytest.raises(DataError, match='no model of its own'):
+        task.read_inputs([tmp_path / 'NEW.csv'])
+
+
+def test_files_that_cannot_be_forecast_from_are_named(prepared, tmp_path):
+    task, _ = task_and_data(prepared)
+    write_csv(tmp_path / 'T01.csv', random_history('T01', rows=15))
+    with pytest.raises(DataError, match='T01 has 15 rows; the window of the model needs 20'):
+        task.read_inputs([tmp_path / 'T01.csv'])
+    (tmp_path / 'T02.csv').write_text('404 Not Found')
+    with pytest.raises(DataError, match=r'T02\.csv: its first line'):
+        task.read_inputs([tmp_path / 'T02.csv'])
+    with pytest.raises(DataError, match=r'T04\.csv cannot be read'):
+        task.read_inputs([tmp_path / 'T04.csv'])
+
+
+def test_walk_forward_gives_one_config_a_fold(prepared):
+    config = config_of(split_fractions=(0.5, 0.2, 0.3))
+    folds = Stocks.walk_forward(config, prepared, 2)
+    assert len(folds) == 2
+    assert config.dataset.split_dates == ()
+    sizes = [len(Stocks.load(fold, prepared).splits['train']) for fold in folds]
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize('variant', prices.VARIANTS)
+def test_every_variant_is_a_config(variant):
+    assert demo.get_config(variant).task == 'stocks'
+    with pytest.raises(UsageError, match='no variant'):
+        prices.get_config('wrong')
