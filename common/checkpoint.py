@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,25 +25,30 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, mode: str = 'min'):
-        """`mode` says whether the monitored metric is better when 'min' or 'max'."""
+        """`mode` says whether the monitored metric is better when 'min' or 'max'.
+
+        Raises:
+          CheckpointError: where files that Orbax reads at once are damaged.
+        """
         self.directory = workdir.absolute() / FOLDER
         self._sign = 1.0 if mode == 'max' else -1.0
         policies = checkpoint_managers
         keep = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(1),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: self._sign * metrics[MONITORED],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
+                policies.BestN(get_metric_fn=self._rank, n=1),
             ]
         )
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(preservation_policy=keep, create=True),
-            item_handlers={'state': ocp.PyTreeCheckpointHandler(), 'progress': ocp.JsonCheckpointHandler()},
-        )
+        # Without `best_fn`, Orbax does not write the metrics, and a resumed run would not know its best.
+        options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=self._rank, create=True)
+        handlers = {'state': ocp.PyTreeCheckpointHandler(), 'progress': ocp.JsonCheckpointHandler()}
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        except ValueError as error:
+            raise CheckpointError(
+                f'{self.directory} cannot be read, the metrics of a checkpoint in it are damaged ({error}). '
+                'Remove that checkpoint to go on from another.'
+            ) from error
 
     def save(self, state: TrainState, progress: dict[str, Any], step: int, monitored: float | None = None) -> None:
         """Starts writing `step`. A step without `monitored`, saved between evaluations, can be latest, never best."""
@@ -51,7 +57,7 @@ class Checkpoints:
         if monitored is not None and not math.isfinite(monitored):
             raise ValueError(f'a monitored metric of {monitored} would count as best')
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress))
-        metrics = None if monitored is None else {MONITORED: float(monitored)}
+        metrics = {MONITORED: None if monitored is None else float(monitored), 'step': step}
         self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def find(self, which: str = 'latest') -> int:
@@ -66,14 +72,16 @@ class Checkpoints:
         if which == 'latest':
             return steps[-1]
         if which == 'best':
-            return max(steps, key=self._rank)
+            return max(steps, key=lambda step: self._rank(self._manager.metrics(step)))
         if which.isdigit() and int(which) in steps:
             return int(which)
         raise CheckpointError(f'no checkpoint {which!r} in {self.directory}; there are: best, latest, {steps}')
 
-    def _rank(self, step: int) -> tuple[float, int]:
-        metrics = self._manager.metrics(step)
-        return (self._sign * metrics[MONITORED] if metrics else -math.inf, step)
+    def _rank(self, metrics: Mapping[str, Any]) -> tuple[float, int]:
+        """Grows with how good a checkpoint is; of equally good ones the first is best, as the loop counts."""
+        if metrics[MONITORED] is None:
+            return -math.inf, metrics['step']
+        return self._sign * metrics[MONITORED], -metrics['step']
 
     def is_empty(self) -> bool:
         return not self._manager.all_steps()
@@ -84,6 +92,7 @@ class Checkpoints:
         Raises:
           CheckpointError: if the files are damaged or belong to another model.
         """
+        self._check(step, abstract, self._metadata(step))
         return self._restore(step, 'state', abstract), self._restore(step, 'progress', None)
 
     def restore_variables(self, abstract: Tree, step: int, sharding: jax.sharding.Sharding | None = None) -> Tree:
@@ -93,12 +102,15 @@ class Checkpoints:
         place = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract)
         collections = {name: tree for name, tree in wanted.items() if name != 'params'}
-        state = self._restore(step, 'state', {params: wanted['params'], 'collections': collections}, partial=True)
+        wanted = {params: wanted['params'], 'collections': collections}
+        self._check(step, wanted, {name: metadata[name] for name in wanted})
+        state = self._restore(step, 'state', wanted, partial=True)
         return {'params': state[params], **state['collections']}
 
     def _metadata(self, step: int) -> dict[str, Any]:
+        """The state's tree as it was saved, with shape and dtype of every leaf."""
         try:
-            return self._manager.item_metadata(step)['state'].tree
+            return dict(self._manager.item_metadata(step)['state'].tree)
         except Exception as error:
             raise self._damaged(step, error) from error
 
@@ -112,26 +124,24 @@ class Checkpoints:
                 partial_restore=partial,
             )
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
         except Exception as error:  # Orbax and TensorStore raise many types for one thing
             raise self._damaged(step, error) from error
-        self._check(step, abstract, restored)
-        return restored
 
-    def _check(self, step: int, abstract: Tree | None, restored: Tree) -> None:
-        """A leaf of another shape or dtype is padded, cut or cast in silence; refuse it."""
-        for (path, want), got in zip(jax.tree.leaves_with_path(abstract), jax.tree.leaves(restored), strict=False):
-            if (want.shape, want.dtype) != (got.shape, got.dtype):
-                name = jax.tree_util.keystr(path)
+    def _check(self, step: int, wanted: Tree, saved: Tree) -> None:
+        """A leaf of another shape or dtype is padded, cut or cast in silence, a missing one left out; refuse them."""
+        here, there = _leaves(wanted), _leaves(saved)
+        for name in sorted(here.keys() | there.keys()):
+            if here.get(name) != there.get(name):
                 raise CheckpointError(
                     f'checkpoint {step} in {self.directory} belongs to another model: {name} is '
-                    f'{got.shape} {got.dtype} there, {want.shape} {want.dtype} here'
+                    f'{there.get(name, "absent")} there, {here.get(name, "absent")} here'
                 )
 
     def _damaged(self, step: int, error: Exception) -> CheckpointError:
         reason = str(error).strip().split('\n')[0][:300]
         return CheckpointError(
-            f'checkpoint {step} in {self.directory} cannot be restored: it is damaged or belongs to another model '
+            f'checkpoint {step} in {self.directory} cannot be restored, it is damaged '
             f'({type(error).__name__}: {reason}). Remove the folder {step} to go on from an older one.'
         )
 
@@ -143,3 +153,11 @@ class Checkpoints:
         """Waits for saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _leaves(tree: Tree) -> dict[str, str]:
+    """Shape and dtype of every leaf, by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='.'): f'{leaf.dtype}{list(leaf.shape)}'
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }

@@ -21,6 +21,7 @@ from common.data.raw import ImageSource
 from common.errors import DataError, UsageError
 from common.evaluation import plots
 from common.evaluation.metrics import bootstrap_intervals, classification_metrics, headline_metrics
+from common.evaluation.views import VIEWS
 from common.runtime import compute_dtype
 from common.task import Task
 from common.types import Array, Batch, Keys, Logits, Predictions, Tree
@@ -68,7 +69,12 @@ class ClassificationTask(Task):
         settings = self.config.model.to_dict()
         make = choose(self.models, settings.pop('name'), 'model.name')
         try:
-            return make(num_classes=len(self.class_names), dtype=compute_dtype(self.config.precision), **settings)
+            return make(
+                num_classes=len(self.class_names),
+                dtype=compute_dtype(self.config.precision),
+                convolution=self.config.convolution,
+                **settings,
+            )
         except TypeError as error:
             raise UsageError(f'config.model does not fit model {self.config.model.name!r}: {error}') from error
 
@@ -81,11 +87,23 @@ class ClassificationTask(Task):
         inputs = (pixels - jnp.array(self.info['pixel_mean'])) / jnp.array(self.info['pixel_deviation'])
         if 'label' not in batch:
             return {**batch, 'inputs': inputs}
-        target = jax.nn.one_hot(batch['label'], len(self.class_names))
+        target = self.target(batch)
         if keys is not None:
             mixed = mix(inputs, target, keys, self.config.augment)
             return {**batch, 'inputs': mixed[0], 'target': mixed[1]}
         return {**batch, 'inputs': inputs, 'target': target}
+
+    def target(self, batch: Batch) -> Array:
+        """float32 [batch, classes], rows that sum to one; a task with soft labels says otherwise."""
+        return jax.nn.one_hot(batch['label'], len(self.class_names))
+
+    def views(self, name: str, batch: Batch) -> list[Batch]:
+        return [{**batch, 'image': image} for image in VIEWS[name](batch['image'])]
+
+    def average_views(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Logits whose softmax is the mean of the views' probabilities."""
+        log_probabilities = jax.nn.log_softmax(outputs['logits'])
+        return {'logits': jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(log_probabilities))}
 
     def loss(self, outputs: Logits, batch: Batch, train: bool) -> Array:
         """Cross-entropy; while training, with the weights, focus and smoothing of `config.loss`."""

@@ -32,6 +32,7 @@ def base_config() -> ConfigDict:
     config.steps_per_dispatch = 1  # steps that run on the device in one call
     config.accumulate_steps = 1  # parts into which a batch is cut to save memory
     config.precision = 'auto'  # of the computation: float32, bfloat16, or auto: what the device likes
+    config.convolution = 'auto'  # on CPUs; direct: XLA's own; others by name: common/nn/conv.py
     config.ema_decay = 0.0  # 0: evaluate the weights themselves; 0.999: their moving average
     config.ensemble = 1  # models of consecutive seeds trained in one program, their predictions averaged
     config.init_from = ''  # a run, or RUN/checkpoints/STEP, whose weights to start from
@@ -97,6 +98,27 @@ def choose(options: Mapping[str, Any], name: str, key: str) -> Any:
     return options[name]
 
 
+def check(config: ConfigDict) -> None:
+    """Raises UsageError, naming the key, where a value of the frame's own makes no sense."""
+    batch, parts = config.batch_size, config.accumulate_steps
+    wrong = {
+        'batch_size': (batch >= 1, 'at least 1'),
+        'steps_per_dispatch': (config.steps_per_dispatch >= 1, 'at least 1'),
+        'accumulate_steps': (parts >= 1 and batch % parts == 0, f'at least 1 and a divisor of batch_size {batch}'),
+        'ensemble': (config.ensemble >= 1, 'at least 1'),
+        'ema_decay': (0 <= config.ema_decay < 1, 'from 0 to below 1'),
+        'data.threads': (config.data.threads >= 0, 'at least 0'),
+        'monitor.mode': (config.monitor.mode in ('min', 'max'), 'min or max'),
+        'monitor.patience': (config.monitor.patience >= 0, 'at least 0'),
+    }
+    for key, (right, wanted) in wrong.items():
+        if not right:
+            value = config
+            for part in key.split('.'):
+                value = value[part]
+            raise UsageError(f'config.{key} is {value!r}; it must be {wanted}')
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """What config.json holds: enough to rebuild the task and its model without the data set.
@@ -146,7 +168,7 @@ def load_run(workdir: pathlib.Path) -> RunRecord:
         for name in ('columns', 'tables'):
             content[name] = {key: jax.ShapeDtypeStruct(**spec) for key, spec in content[name].items()}
         return RunRecord(**content)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f'{path} is damaged ({error}); restore it or train anew into another folder.') from error
 
 

@@ -48,6 +48,12 @@ class Task(abc.ABC):
     def load(cls, config: ConfigDict, data_dir: pathlib.Path) -> Dataset:
         """The prepared data set, memory-mapped where it is large."""
 
+    @classmethod
+    def walk_forward(cls, config: ConfigDict, data_dir: pathlib.Path, folds: int) -> list[ConfigDict]:
+        """One config for each of `folds` consecutive periods, to be trained and judged one by one."""
+        del data_dir, folds
+        raise UsageError(f'--walk_forward: the examples of the task {config.task!r} have no order in time')
+
     # On the device.
 
     @abc.abstractmethod
@@ -66,6 +72,15 @@ class Task(abc.ABC):
         """What of the model's output is kept as predictions, each [batch, ...]."""
         del batch
         return {'logits': outputs}
+
+    def views(self, name: str, batch: Batch) -> list[Batch]:
+        """The batch as seen in each of several ways, for test-time augmentation; `preprocess` takes each."""
+        del batch
+        raise UsageError(f'--views={name}: the task {self.config.task!r} has no views')
+
+    def average_views(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """What `outputs` gave for each view, [views, batch, ...], as one prediction [batch, ...]."""
+        return {name: output.mean(0) for name, output in outputs.items()}
 
     def step_metrics(self, outputs: Tree, batch: Batch) -> dict[str, Array]:
         """Figures of a training batch beside its loss, each float32 [batch]; means are logged."""

@@ -1,6 +1,7 @@
 """Restores a run and judges it on a split; the results go to RUN/evaluation/SPLIT.
 
 python -m experiments.evaluate --workdir=RUN [--split=test] [--checkpoint=best|latest|STEP] [--data_dir=DATA]
+                               [--views=flip|ten_crop|dihedral] [--walk_forward=K]
 """
 
 import pathlib
@@ -9,6 +10,8 @@ from absl import flags
 
 from common import runtime
 from common.evaluation.judge import judge
+from common.evaluation.views import VIEWS
+from common.training.folds import walk_forward
 from experiments import launch
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
@@ -16,12 +19,19 @@ _SPLIT = flags.DEFINE_string('split', 'test', 'Split to judge on.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, or a step.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of prepared data sets. Default: the one trained from.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 0, 'Examples at a time; 0: as in training.', lower_bound=0)
+_VIEWS = flags.DEFINE_enum('views', None, list(VIEWS), 'Views to average over, reported beside the plain figures.')
+_WALK_FORWARD = flags.DEFINE_integer(
+    'walk_forward', 0, 'Train anew and judge on this many consecutive periods of the test split.', lower_bound=0
+)
 
 
 def main() -> None:
     runtime.start()
-    data_dir = pathlib.Path(_DATA_DIR.value) if _DATA_DIR.value else None
-    directory, lines = judge(pathlib.Path(_WORKDIR.value), _SPLIT.value, _CHECKPOINT.value, data_dir, _BATCH_SIZE.value)
+    workdir, data_dir = pathlib.Path(_WORKDIR.value), pathlib.Path(_DATA_DIR.value) if _DATA_DIR.value else None
+    if _WALK_FORWARD.value:
+        directory, lines = walk_forward(workdir, data_dir, _WALK_FORWARD.value)
+    else:
+        directory, lines = judge(workdir, _SPLIT.value, _CHECKPOINT.value, data_dir, _BATCH_SIZE.value, _VIEWS.value)
     print('\n'.join(lines))
     print(f'results: {directory}')
 

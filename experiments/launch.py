@@ -1,8 +1,10 @@
 """What the launch scripts share: flags, and errors told in a sentence instead of a traceback."""
 
 import pathlib
+import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -38,17 +40,30 @@ def run(main: Callable[[], int | None]) -> None:
             return main()
         except UserError as error:
             return _fail(error)
+        except KeyboardInterrupt:
+            print('interrupted', file=sys.stderr)
+            return 128 + signal.SIGINT
 
     logging.set_verbosity(logging.WARNING)  # libraries report every file they write; --verbosity=0 shows it
     app.run(guarded, flags_parser=_parse)
 
 
 def _parse(argv: list[str]) -> list[str]:
+    """Parses flags and loads the config file, telling what is wrong with either in the words of whoever noticed."""
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # Beside absl's own errors: what config files and overrides of their values raise.
-        sys.exit(_fail(UsageError(f'{str(error.args[0] if error.args else error).strip()}\nSee --help.')))
+        rest = flags.FLAGS(argv)
+        if 'config' in flags.FLAGS:
+            flags.FLAGS.config.get('task')  # a file that could not be read tells so only when it is used
+        return rest
+    except AttributeError as error:  # of an override --config.KEY, or of the config file itself
+        reason = error.args[0]
+        _stop(f'the config has no value {reason.args[0]}' if isinstance(reason, KeyError) else str(reason))
+    except (flags.Error, UserError, KeyError, TypeError, ValueError, OSError) as error:
+        _stop(str(error.args[0] if error.args and not isinstance(error, OSError) else error).strip())
+
+
+def _stop(text: str) -> NoReturn:
+    sys.exit(_fail(UsageError(f'{text}\nSee --help.')))
 
 
 def _fail(error: UserError) -> int:

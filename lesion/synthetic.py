@@ -53,11 +53,8 @@ LOOKS: Mapping[str, Look] = {
 def draw_ham10000(directory: pathlib.Path) -> None:
     """Writes `HAM10000_metadata.csv` and two folders of JPEGs, the same ones in every call."""
     rng = np.random.default_rng(SEED)
-    labels = rng.permutation([label for label, look in LOOKS.items() for _ in range(look.images)])
-    rows, remaining = [], {label: look.images for label, look in LOOKS.items()}
-    for lesion_number, label in enumerate(labels):
-        views = min(rng.choice((1, 2, 3), p=(0.55, 0.3, 0.15)), remaining[label])
-        remaining[label] -= views
+    rows: list[dict[str, object]] = []
+    for lesion_number, (label, views) in enumerate(_draw_lesions(rng)):
         lesion = _Lesion(LOOKS[label], rng)
         person = {'age': rng.integers(4, 18) * 5, 'sex': rng.choice(('male', 'female'))}
         site = rng.choice(_SITES)
@@ -79,6 +76,19 @@ def draw_ham10000(directory: pathlib.Path) -> None:
     pd.DataFrame(rows).to_csv(directory / 'HAM10000_metadata.csv', index=False)
 
 
+def _draw_lesions(rng: np.random.Generator) -> list[tuple[str, int]]:
+    """Class and number of images of every lesion, in random order."""
+    lesions = []
+    for label, look in LOOKS.items():
+        remaining = look.images
+        while remaining:
+            views = min(int(rng.choice((1, 2, 3), p=(0.55, 0.3, 0.15))), remaining)
+            lesions.append((label, views))
+            remaining -= views
+    rng.shuffle(lesions)
+    return lesions
+
+
 class _Lesion:
     """One lesion: its shape and colours stay, while light, angle, zoom, hair and noise change from view to view."""
 
@@ -97,19 +107,20 @@ class _Lesion:
             np.asarray(colour) + shade + rng.normal(0, 5, 3) for colour in (look.center, look.rim, look.patches)
         )
         self.patchiness = np.clip(look.patchiness * rng.lognormal(0, 0.35), 0, 0.8)
-        self.waves = rng.normal(0, 6, (2, 10)).astype(np.float32)
-        self.wave_phases = rng.uniform(0, 2 * np.pi, 10).astype(np.float32)
+        self.waves = rng.normal(0, 6, (2, 10))
+        self.wave_phases = rng.uniform(0, 2 * np.pi, 10)
         self.skin = np.array([222, 180, 160]) + rng.normal(0, 10) + rng.normal(0, 4, 3)
 
     def photograph(self, rng: np.random.Generator) -> Image.Image:
         """One view, RGB [SIDE, SIDE]."""
-        grid = np.linspace(-1, 1, SIDE, dtype=np.float32)
-        shift, zoom, angle = rng.normal(0, 0.08, 2), rng.lognormal(0, 0.08), rng.uniform(0, 2 * np.pi)
-        x, y = np.meshgrid(grid - np.float32(shift[0]), grid - np.float32(shift[1]))
-        x, y = (np.cos(angle) * x - np.sin(angle) * y) / zoom, (np.sin(angle) * x + np.cos(angle) * y) / zoom
+        grid = np.linspace(-1, 1, SIDE)
+        angle, zoom = rng.uniform(0, 2 * np.pi), rng.lognormal(0, 0.08)
+        view = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
+        across, down = grid - rng.normal(0, 0.08), grid - rng.normal(0, 0.08)
+        x, y = np.einsum('ij,jhw->ihw', view, np.meshgrid(across, down))
         inside, depth = self._inside(x, y)
 
-        texture = self._texture(x, y)
+        texture = self._texture(view, across, down)
         patches = _sigmoid((texture - np.quantile(texture, 1 - self.patchiness)) * 6)
         colour = self.rim + depth[..., None] * (self.center - self.rim)
         colour += patches[..., None] * (self.patches - colour)
@@ -128,8 +139,12 @@ class _Lesion:
         border = np.interp(direction, _DIRECTIONS, self.border)
         return _sigmoid((border - distance) / self.softness * 4), np.clip(1 - distance / border, 0, 1)
 
-    def _texture(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.cos(x[..., None] * self.waves[0] + y[..., None] * self.waves[1] + self.wave_phases).mean(-1) * 3
+    def _texture(self, view: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.ndarray:
+        """A sum of plane waves, each the product of a part along either axis; about -2 to 2."""
+        wave_x, wave_y = view.T @ self.waves
+        part_x = np.exp(1j * (np.outer(across, wave_x) + self.wave_phases))
+        part_y = np.exp(1j * np.outer(down, wave_y))
+        return np.einsum('hk,wk->hw', part_y, part_x).real * 3 / len(wave_x)
 
 
 def _draw_hair(image: Image.Image, rng: np.random.Generator) -> None:

@@ -105,7 +105,9 @@ def audit_labelled(audit: Audit, table: pd.DataFrame, group_noun: str = 'groups'
       table: one row per example with `name`, `label`, `group`, `split` and `digest` (equal for equal content).
       group_noun: what a group is, in the plural.
     """
-    within, across, contradictory = [], [], []
+    within: list[str] = []
+    across: list[str] = []
+    contradictory: list[str] = []
     for _, twins in table.groupby('digest', sort=False):
         if len(twins) == 1:
             continue

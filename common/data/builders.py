@@ -20,7 +20,7 @@ from common.data.audit import Audit, audit_labelled
 from common.data.dataset import Dataset, Split
 from common.data.images import Decoding, decode_image, decoded_split, exclusive, in_threads
 from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, open_raw
-from common.data.splits import grouped_stratified_split, merge_groups
+from common.data.splits import complete_splits
 from common.errors import DataError, UsageError
 
 VERSION = '1.0.0'
@@ -43,7 +43,7 @@ def prepare_images(
       source: how to read the raw files.
       dataset: `config.dataset` with name, split_fractions, split_seed, drop_duplicates, drop_contradictory,
         image_size, resize and channels. Where the publisher has split the images, that split stands, and
-        only the splits that are missing are taken from its training images.
+        only the splits that are missing, and whose fraction is not 0, are taken from its training images.
       raw_dir: folder or zip; None for a set that is drawn.
       data_dir: holds the prepared data sets by name.
       skip_bad: leaves bad files and rows out instead of refusing them.
@@ -138,8 +138,6 @@ def _examine(
 ) -> tuple[RawImages, pd.DataFrame]:
     """The raw images, and a table with the rows to be written: position, name, label, group, split."""
     found = source.read(raw, audit)
-    if not found.images:
-        raise DataError(f'{raw.path} has no image with a label, as {source.title} should.\n{audit}')
     decoding = Decoding.of(dataset)
 
     def check(image: RawImage) -> tuple[str, str]:
@@ -160,9 +158,12 @@ def _examine(
     table = pd.DataFrame([[getattr(image, key) for key in columns] for image in found.images], columns=columns)
     table['digest'] = [digest for digest, _ in checks]
     table = table[table.digest != ''].sort_values('name')
+    if table.empty:
+        raise DataError(f'{raw.path} has no readable image with a label.\n{audit}')
     audit.count(images=len(table), skipped=sum(len(f.items) for f in audit.findings if f.fatal))
     audit.count(groups=table.group.nunique())
-    table['split'] = _assign_splits(table, {name: dataset.split_fractions[name] for name in SPLITS}, dataset.split_seed)
+    fractions = {name: dataset.split_fractions[name] for name in SPLITS if dataset.split_fractions[name]}
+    table['split'] = complete_splits(table, fractions, dataset.split_seed)
     audit_labelled(audit, table)
     table = _drop(table, dataset, audit)
     counts = pd.crosstab(table.split, table.label).reindex(
@@ -173,21 +174,6 @@ def _examine(
     if absent:
         raise DataError(f'{raw.path}: no training images are left of {", ".join(absent)}.')
     return found, table
-
-
-def _assign_splits(table: pd.DataFrame, fractions: dict[str, float], seed: int) -> pd.Series:
-    """The publisher's splits where they exist; byte-identical images of what is split here stay together."""
-    split = table.split.copy()
-    pool = split.isna()
-    if not pool.any():  # all of them are split; what is missing, often validation, is taken from training
-        missing = set(fractions) - set(split)
-        fractions = {name: share for name, share in fractions.items() if name in missing | {'train'}}
-        fractions = {name: share / sum(fractions.values()) for name, share in fractions.items()}
-        pool = split == 'train'
-    drawn = table[pool]
-    groups = merge_groups(drawn.group.to_list(), drawn.digest.to_list())
-    split[pool] = grouped_stratified_split(drawn.label.to_list(), groups.tolist(), fractions, seed)
-    return split
 
 
 def _drop(table: pd.DataFrame, dataset: ConfigDict, audit: Audit) -> pd.DataFrame:
@@ -204,7 +190,7 @@ def _drop(table: pd.DataFrame, dataset: ConfigDict, audit: Audit) -> pd.DataFram
     return table[~gone]
 
 
-class _ImageRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _ImageRecords(tfds.core.GeneratorBasedBuilder):
     """Writes encoded images with their labels and facts, in the order given."""
 
     VERSION = tfds.core.Version(VERSION)

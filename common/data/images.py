@@ -16,7 +16,6 @@ from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from common.errors import DataError, UsageError
-from common.types import Images
 
 VERSION = 1  # part of the cache's name: raise it when `decode_image` gives other pixels for the same bytes
 RESIZES = ('stretch', 'crop', 'pad')
@@ -119,7 +118,7 @@ class Records(Protocol):
     def __getitems__(self, rows: Sequence[int]) -> Sequence[Mapping[str, Any]]: ...
 
 
-def decoded_split(records: Records, path: pathlib.Path, decoding: Decoding) -> Images:
+def decoded_split(records: Records, path: pathlib.Path, decoding: Decoding) -> np.ndarray:
     """The images of a split, decoded once and kept on disk.
 
     Args:

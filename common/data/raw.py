@@ -52,7 +52,7 @@ class RawFiles:
 
 @contextlib.contextmanager
 def open_raw(path: pathlib.Path) -> Iterator[RawFiles]:
-    """The files of a folder or of a .zip.
+    """The files of a folder or of a .zip; a lone .csv stands for a folder with nothing else in it.
 
     Raises:
       DataError: where there is nothing, no file in it, or something else than a folder or a zip.
@@ -61,6 +61,8 @@ def open_raw(path: pathlib.Path) -> Iterator[RawFiles]:
     if path.is_dir():
         found = {p.relative_to(path).as_posix(): p.stat().st_size for p in path.rglob('*') if p.is_file()}
         yield _files(path, found, lambda name: (path / name).read_bytes())
+    elif path.is_file() and path.suffix.lower() == '.csv':
+        yield _files(path, {path.name: path.stat().st_size}, lambda _: path.read_bytes())
     elif path.is_file():
         if not zipfile.is_zipfile(path):
             raise DataError(f'{path} is neither a folder nor a zip file (or the zip is truncated).')

@@ -82,6 +82,37 @@ def merge_groups(groups: Sequence[str], keys: Sequence[str]) -> np.ndarray:
     return names[first[component[group_codes]]]
 
 
+def complete_splits(table: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> pd.Series:
+    """Draws what the publisher has not split.
+
+    Where all examples have a split, that stands, and only splits that nobody has (often validation) are drawn, from
+    the training examples and in proportion to `fractions`. Whatever is drawn keeps groups and identical
+    content together.
+
+    Args:
+      table: one row per example with `label`, `group`, `digest` (equal for equal content) and `split` (or None).
+      fractions: the share of 'train' and of the other splits, adding up to 1.
+      seed: draws another split.
+
+    Returns:
+      str [examples], with the index of `table`.
+
+    Raises:
+      DataError: as `grouped_stratified_split`.
+    """
+    _check_fractions(fractions)
+    split = table.split.copy()
+    pool = split.isna()
+    if not pool.any():
+        left = {name: share for name, share in fractions.items() if name == 'train' or name not in set(split)}
+        fractions = {name: share / sum(left.values()) for name, share in left.items()}
+        pool = split == 'train'
+    drawn = table[pool]
+    groups = merge_groups(drawn.group.to_list(), drawn.digest.to_list())
+    split[pool] = grouped_stratified_split(drawn.label.to_list(), groups.tolist(), fractions, seed)
+    return split
+
+
 def _check_fractions(fractions: Mapping[str, float]) -> None:
     if any(fraction <= 0 for fraction in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
         raise UsageError(f'config.dataset.split_fractions must be above 0 and add up to 1, not {dict(fractions)}.')

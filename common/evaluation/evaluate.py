@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -17,13 +18,22 @@ from common.types import Array, Batch, Predictions, Tree
 class Evaluator:
     """Runs a model over splits; compiled once per batch shape.
 
-    With `members`, the variables have a leading axis [members], and each member sees its own rows.
+    With `members`, the variables have a leading axis [members], and each member sees its own rows. With `views`,
+    predictions are averaged over what `Task.views` makes of every example, and have no `loss`.
     """
 
-    def __init__(self, task: Task, model: Any, parallel: DataParallel, *, members: int | None = None):
+    def __init__(
+        self,
+        task: Task,
+        model: Any,
+        parallel: DataParallel,
+        *,
+        members: int | None = None,
+        views: str | None = None,
+    ):
         self._parallel, self._members = parallel, members
         self._call = {
-            labelled: parallel.lift(_per_device(task, model, members, labelled)) for labelled in (True, False)
+            labelled: parallel.lift(_per_device(task, model, members, labelled, views)) for labelled in (True, False)
         }
 
     def __call__(
@@ -65,7 +75,9 @@ class _Plan:
         for chosen in rows:
             position, mask = once(longest, batch_size)
             inside = position < len(chosen)
-            self._index.append(np.asarray(chosen, np.int32)[np.where(inside, position, 0)])
+            index = np.zeros_like(position)  # row 0 fills up, also for a member without rows
+            index[inside] = np.asarray(chosen, np.int32)[position[inside]]
+            self._index.append(index)
             self._mask.append(mask * inside)
 
     def __len__(self) -> int:
@@ -76,12 +88,19 @@ class _Plan:
         return spread(index, self._devices)[None], spread(mask, self._devices)[None]
 
 
-def _per_device(task: Task, model: Any, members: int | None, labelled: bool) -> Callable:
-    def one(variables: Tree, shared: Tree, batch: Batch) -> dict[str, Array]:
-        batch = task.preprocess(complete(batch, shared), shared['tables'], None)
+def _per_device(task: Task, model: Any, members: int | None, labelled: bool, views: str | None) -> Callable:
+    def see(variables: Tree, tables: Tree, batch: Batch) -> dict[str, Array]:
+        batch = task.preprocess(batch, tables, None)
         outputs = model.apply(variables, batch['inputs'], train=False)
-        loss = {'loss': task.loss(outputs, batch, train=False)} if labelled else {}
+        loss = {'loss': task.loss(outputs, batch, train=False)} if labelled and not views else {}
         return task.outputs(outputs, batch) | loss
+
+    def one(variables: Tree, shared: Tree, batch: Batch) -> dict[str, Array]:
+        batch = complete(batch, shared)
+        if not views:
+            return see(variables, shared['tables'], batch)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *task.views(views, batch))
+        return task.average_views(lax.map(lambda view: see(variables, shared['tables'], view), stacked))
 
     def call(variables: Tree, shared: Tree, batch: Batch) -> dict[str, Array]:
         batch = jax.tree.map(lambda x: x.reshape(members or 1, -1, *x.shape[2:]), batch)

@@ -7,7 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from common.nn.conv import convolution
 from common.nn.layers import Dropout
+from common.nn.normalisation import BatchNorm
+from common.nn.pooling import max_pool
 from common.runtime import AXIS
 
 
@@ -21,6 +24,7 @@ class CNN(nn.Module):
       dense: widths of the hidden dense layers.
       dropout: rate before every dense layer.
       pool: how the last feature map becomes a vector: 'average' over positions, or 'flatten'.
+      convolution: the path that convolutions take, see common/nn/conv.py.
       dtype: of the computation; parameters are float32.
       axis_name: of the devices over which BatchNorm takes its statistics.
     """
@@ -31,6 +35,7 @@ class CNN(nn.Module):
     dense: Sequence[int] = (256,)
     dropout: float = 0.5
     pool: str = 'average'
+    convolution: str = 'auto'
     dtype: Any = jnp.float32
     axis_name: str | None = AXIS
 
@@ -40,12 +45,15 @@ class CNN(nn.Module):
         x = x.astype(self.dtype)
         for width in self.widths:
             for _ in range(self.depth):
-                x = nn.Conv(width, (3, 3), use_bias=False, dtype=self.dtype)(x)
-                x = nn.BatchNorm(
-                    use_running_average=not train, momentum=0.9, axis_name=self.axis_name, dtype=self.dtype
+                x = nn.Conv(
+                    width,
+                    (3, 3),
+                    use_bias=False,
+                    dtype=self.dtype,
+                    conv_general_dilated=convolution(self.convolution),
                 )(x)
-                x = nn.relu(x)
-            x = nn.max_pool(x, (2, 2), (2, 2))
+                x = BatchNorm(not train, axis_name=self.axis_name, activation='relu', dtype=self.dtype)(x)
+            x = max_pool(x, (2, 2), (2, 2))
         x = x.mean((1, 2)) if self.pool == 'average' else x.reshape(x.shape[0], -1)
         for width in self.dense:
             x = Dropout(self.dropout, self.axis_name)(x, train=train)

@@ -4,6 +4,7 @@ Use it as `nn.Conv(..., conv_general_dilated=convolution())`. The way is chosen 
 timing, so that a run can be repeated; on GPUs and TPUs the program stays XLA's own convolution.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ class _Way(NamedTuple):
     forward: Callable[[jax.Array, jax.Array], jax.Array]  # x, w -> y
     input_gradient: Callable[[jax.Array, jax.Array], jax.Array]  # g, w -> dx
     weight_gradient: Callable[[jax.Array, jax.Array], jax.Array]  # x, g -> dw
+    most_channels_in: float = math.inf
 
 
 def _direct(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -44,9 +46,9 @@ def _direct_weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
 DIRECT = _Way(_direct, _direct_input_gradient, _direct_weight_gradient)
 WAYS = {
     'winograd': _Way(winograd.convolve, winograd.input_gradient, winograd.weight_gradient),
-    'winograd_weight_gradient': DIRECT._replace(weight_gradient=winograd.weight_gradient),
-    'shifted': DIRECT._replace(forward=few_channels.convolve, weight_gradient=few_channels.weight_gradient),
-    'im2col_weight_gradient': DIRECT._replace(weight_gradient=few_channels.weight_gradient),
+    'winograd_weight_gradient': _Way(_direct, _direct_input_gradient, winograd.weight_gradient),
+    'shifted': _Way(few_channels.convolve, _direct_input_gradient, few_channels.weight_gradient, few_channels.MOST),
+    'im2col_weight_gradient': _Way(_direct, _direct_input_gradient, few_channels.weight_gradient, few_channels.MOST),
 }
 
 
@@ -71,17 +73,20 @@ def choose(
         dtype: of both arrays.
 
     Returns:
-        'direct', or a key of `WAYS`. Each boundary is where the measured ratio to 'direct' crosses one.
+        'direct', or a key of `WAYS` that was measured to be faster.
     """
     if not _is_plain_3x3(x_shape, w_shape, strides, padding, dilation, groups, dtype):
         return 'direct'
     batch, height, width, channels_in = x_shape
-    channels_out = w_shape[3]
-    if channels_in == 1:
-        return 'shifted'
-    if channels_in <= 3:
-        return 'im2col_weight_gradient'
-    return 'winograd' if min(channels_in, channels_out) >= 64 else 'direct'
+    if channels_in <= few_channels.MOST:
+        return 'shifted' if channels_in == 1 else 'im2col_weight_gradient'
+    gain = winograd.gain(height, width, channels_in, w_shape[3])
+    tiles = winograd.tiles(batch, height, width)
+    # Products of fewer rows are bound by the cost of starting them.
+    if gain >= 1.2 and tiles >= 64:
+        return 'winograd'
+    # XLA's own weight gradient is the slower the more pixels it sums over.
+    return 'winograd_weight_gradient' if gain >= 0.85 and tiles >= 256 else 'direct'
 
 
 def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
@@ -116,17 +121,15 @@ def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
         arguments = (lhs.shape, rhs.shape, window_strides, padding, dilation, feature_group_count, lhs.dtype)
         numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
         if (
-            path != 'direct'
+            _is_plain_3x3(*arguments)
+            and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, DIMENSIONS)
+            and set(lhs_dilation or (1,)) == {1}
             and lhs.dtype == rhs.dtype
             and precision is None
-            and set(lhs_dilation or (1,)) == {1}
-            and lhs.ndim == 4
-            and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, DIMENSIONS)
-            and _is_plain_3x3(*arguments)
         ):
-            name = choose(*arguments) if path == 'auto' else path
-            if name != 'direct':
-                return _convolve(lhs, rhs, name)
+            way = choose(*arguments) if path == 'auto' else path
+            if way in WAYS and lhs.shape[-1] <= WAYS[way].most_channels_in:
+                return _convolve(lhs, rhs, way)
         return lax.conv_general_dilated(
             lhs,
             rhs,
@@ -169,21 +172,21 @@ def _is_plain_3x3(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(x: jax.Array, w: jax.Array, name: str) -> jax.Array:
-    return lax.platform_dependent(x, w, cpu=WAYS[name].forward, default=DIRECT.forward)
+def _convolve(x: jax.Array, w: jax.Array, way: str) -> jax.Array:
+    return lax.platform_dependent(x, w, cpu=WAYS[way].forward, default=DIRECT.forward)
 
 
-def _forward(x: jax.Array, w: jax.Array, name: str) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _convolve(x, w, name), (x, w)
+def _forward(x: jax.Array, w: jax.Array, way: str) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve(x, w, way), (x, w)
 
 
-def _backward(name: str, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(way: str, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = residuals
-    dx = lax.platform_dependent(g, w, cpu=WAYS[name].input_gradient, default=DIRECT.input_gradient)
+    dx = lax.platform_dependent(g, w, cpu=WAYS[way].input_gradient, default=DIRECT.input_gradient)
     dw = lax.platform_dependent(
         x,
         g,
-        cpu=lambda x, g: WAYS[name].weight_gradient(x, lax.optimization_barrier(g)).astype(w.dtype),
+        cpu=lambda x, g: WAYS[way].weight_gradient(x, lax.optimization_barrier(g)).astype(w.dtype),
         default=DIRECT.weight_gradient,
     )
     return dx, dw

@@ -6,6 +6,8 @@ from jax import lax
 
 from common.nn.chunks import at_least_float32, map_chunks
 
+MOST = 3  # input channels: beyond, the copies and the unrolled program cost more than they save
+
 # Im2col copies every pixel nine times; a chunk of this many pixels keeps the copies in the cache.
 PIXELS_PER_CHUNK = 18432
 

@@ -1,10 +1,11 @@
 """Stacked LSTM layers (Hochreiter and Schmidhuber 1997) whose time loop holds nothing but the recurrence itself.
 
-Whatever does not depend on the previous step is done for all steps at once, outside the loop: the input projection,
-the coefficients of the backward pass, every weight gradient. Several layers may share one loop as a *wavefront*:
-at step `s` layer `l` is at time `s - l`, so that the layers of one step do not wait for each other.
+What does not wait for another step is done for all steps at once, outside the loop: the projection of the inputs
+and every weight gradient. The forward loop leaves the coefficients of the backward one, which therefore only
+multiplies and adds. Layers may share one loop as a *wavefront*: in step `s` layer `l` is at time `s - l`, so that
+no layer waits for another within a step.
 
-Barriers keep XLA from fusing those pieces back into the loop, or from computing them twice; they change no value.
+Barriers keep XLA from fusing these pieces together again or computing them twice; they change no value.
 """
 
 from collections.abc import Mapping
@@ -14,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.linen import Dropout
 from flax.linen.dtypes import canonicalize_dtype
 from jax.lax import optimization_barrier
 
+from common.nn.layers import Dropout
 from common.types import Tree
 
 GATES = ('i', 'f', 'g', 'o')  # input, forget, candidate, output: the order of the 4 * hidden columns
@@ -34,13 +35,13 @@ class Weights(NamedTuple):
 class LSTM(nn.Module):
     """A stack of LSTM layers that start from zero states, initialised as Flax initialises its LSTM cells.
 
-    It may be vmapped over parameters and data alike, one member each. Reverse-mode differentiation only.
+    It can be vmapped over parameters and data together. It can be differentiated in reverse mode only.
 
     Attributes:
       hidden_size: units of each layer in each direction.
       num_layers: layers in the stack.
-      dropout_rate: of the dropout between layers (rng 'dropout'); there is none after the last.
-      bidirectional: each layer also reads the sequence from its end; these outputs follow the others.
+      dropout_rate: of the dropout between layers, for which see `common.nn.layers`; none follows the last layer.
+      bidirectional: each layer also reads the sequence from its end; those outputs follow the others.
       dtype: of products and outputs, by default that of inputs and parameters promoted. Cell states and
         sums are float32 at least.
       param_dtype: of the parameters.
@@ -56,51 +57,37 @@ class LSTM(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps x [batch, time, features] to outputs [batch, time, hidden], twice as wide if bidirectional."""
-        dtype = canonicalize_dtype(x, jnp.zeros((), self.param_dtype), dtype=self.dtype)
-        outputs_size = self.hidden_size * (2 if self.bidirectional else 1)
-        sizes = [x.shape[-1]] + [outputs_size] * (self.num_layers - 1)
-        layers = [self._weights(f'layer_{layer}', size) for layer, size in enumerate(sizes)]
-        x = x.astype(dtype)
+        x = x.astype(canonicalize_dtype(x, jnp.zeros((), self.param_dtype), dtype=self.dtype))
         separate = self.bidirectional or (train and self.dropout_rate > 0)
         depth = 1 if separate else _layers_per_loop(x.shape[0])
         for bottom in range(0, self.num_layers, depth):
             if bottom > 0:
-                x = Dropout(self.dropout_rate)(x, deterministic=not train)
+                x = Dropout(self.dropout_rate)(x, train=train)
+            features, layers = x.shape[-1], []
+            for level in range(bottom, min(bottom + depth, self.num_layers)):
+                layers.append(self._weights(f'layer_{level}', features))
+                features = self.hidden_size
             inputs = x.swapaxes(0, 1)
-            outputs = _run(inputs, tuple(layers[bottom : bottom + depth]))
+            outputs = _run(inputs, tuple(layers))
             if self.bidirectional:
-                backward = self._weights(f'layer_{bottom}_backward', sizes[bottom])
-                reversed_outputs = _run(inputs[::-1], (backward,))[::-1]
-                outputs = jnp.concatenate([outputs, reversed_outputs], axis=-1)
+                backward = self._weights(f'layer_{bottom}_backward', x.shape[-1])
+                outputs = jnp.concatenate([outputs, _run(inputs[::-1], (backward,))[::-1]], axis=-1)
             x = outputs.swapaxes(0, 1)
         return x
 
     def _weights(self, name: str, features: int) -> Weights:
-        return _LayerWeights(features, self.hidden_size, self.param_dtype, name=name)()
+        return Weights(**self.param(name, _init_layer, features, self.hidden_size, self.param_dtype))
 
 
-class _LayerWeights(nn.Module):
-    features: int
-    hidden_size: int
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self) -> Weights:
-        columns = len(GATES) * self.hidden_size
-        shapes = (self.features, columns), (self.hidden_size, columns), (columns,)
-        initializers = nn.initializers.lecun_normal(), _orthogonal_per_gate, nn.initializers.zeros_init()
-        return Weights(
-            *(
-                self.param(name, initializer, shape, self.param_dtype)
-                for name, initializer, shape in zip(Weights._fields, initializers, shapes, strict=True)
-            )
-        )
-
-
-def _orthogonal_per_gate(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
-    square = (shape[0], shape[1] // len(GATES))
-    orthogonal = nn.initializers.orthogonal()
-    return jnp.concatenate([orthogonal(k, square, dtype) for k in jax.random.split(key, len(GATES))], axis=1)
+def _init_layer(key: jax.Array, features: int, hidden_size: int, dtype: Any) -> dict[str, jax.Array]:
+    input_key, *gate_keys = jax.random.split(key, 1 + len(GATES))
+    columns, orthogonal = len(GATES) * hidden_size, nn.initializers.orthogonal()
+    squares = [orthogonal(gate_key, (hidden_size, hidden_size), dtype) for gate_key in gate_keys]
+    return Weights(
+        input_kernel=nn.initializers.lecun_normal()(input_key, (features, columns), dtype),
+        recurrent_kernel=jnp.concatenate(squares, axis=1),
+        bias=jnp.zeros(columns, dtype),
+    )._asdict()
 
 
 def from_flax_cell(params: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -114,105 +101,109 @@ def from_flax_cell(params: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 def to_flax_cell(params: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
     """Converts the parameters of one `LSTM` layer to those of a Flax `LSTMCell` or `OptimizedLSTMCell`."""
-    pieces = Weights(*(jnp.split(params[name], len(GATES), axis=-1) for name in Weights._fields))
-    cell = {f'i{gate}': {'kernel': kernel} for gate, kernel in zip(GATES, pieces.input_kernel, strict=True)}
-    for gate, kernel, bias in zip(GATES, pieces.recurrent_kernel, pieces.bias, strict=True):
-        cell[f'h{gate}'] = {'kernel': kernel, 'bias': bias}
+    cell: dict[str, dict[str, jax.Array]] = {}
+    pieces = (jnp.split(params[name], len(GATES), axis=-1) for name in Weights._fields)
+    for gate, input_kernel, recurrent_kernel, bias in zip(GATES, *pieces, strict=True):
+        cell[f'i{gate}'] = {'kernel': input_kernel}
+        cell[f'h{gate}'] = {'kernel': recurrent_kernel, 'bias': bias}
     return cell
 
 
 def _layers_per_loop(batch: int) -> int:
-    """How many stacked layers share one time loop."""
-    return 2 if batch >= 128 else 1
+    """How many stacked layers share one time loop.
+
+    A wavefront pays once the products of a step are large enough to run beside each other; below that, its wider
+    products and longer step cost more than they save.
+    """
+    return 2 if batch >= 256 else 1
 
 
-class _States(NamedTuple):
-    """What one layer leaves for its backward pass, each [steps, batch, ...]."""
+class _Saved(NamedTuple):
+    """What a layer keeps of its steps for the backward pass: each but `hidden` is a factor on a gradient."""
 
-    hidden: jax.Array
-    cell: jax.Array
-    gates: jax.Array  # after their nonlinearities
+    hidden: jax.Array  # [steps, batch, hidden]
+    to_gates: jax.Array  # [steps, batch, 4, hidden], from the cell (i, f, g) or the hidden state (o)
+    to_cell: jax.Array  # [steps, batch, hidden], from the hidden state
+    to_previous_cell: jax.Array  # [steps, batch, hidden], from the cell
 
 
 @jax.custom_vjp
 def _run(x: jax.Array, layers: tuple[Weights, ...]) -> jax.Array:
-    """Runs stacked layers over x [time, batch, features] in one loop; gives the top one's [time, batch, hidden]."""
+    """Runs stacked layers over x [time, batch, features] in one loop; gives [time, batch, hidden] of the top one."""
     return _run_forward(x, layers)[0]
 
 
 def _run_forward(x: jax.Array, layers: tuple[Weights, ...]) -> tuple[jax.Array, Tree]:
-    dtype, lag = x.dtype, len(layers) - 1
+    dtype, wide, lag = x.dtype, _wide(x.dtype), len(layers) - 1
     x = jnp.pad(x, ((0, lag), (0, 0), (0, 0)))  # the bottom layer idles while the top one ends
-    steps, batch, _ = x.shape
     kernels = optimization_barrier(_loop_kernels(dtype, layers))
-    # What each layer adds to its product. Without a bias a cell whose inputs are zero stays at zero, which is
+    biases = [layer.bias.astype(wide) for layer in layers]
+    # What each layer adds to its product. Without a bias a cell whose inputs are zero stays at zero, and that is
     # where an upper layer must be when the wave reaches it.
-    addends = [optimization_barrier(_product(x, layers[0].input_kernel.astype(dtype)) + layers[0].bias)]
+    addends = [optimization_barrier(_product(x, layers[0].input_kernel.astype(dtype)) + biases[0])]
     for level in range(1, len(layers)):
-        reached = np.arange(steps)[:, None, None] >= level
-        addends.append(jnp.where(reached, layers[level].bias, 0))
+        reached = np.arange(len(x))[:, None, None] >= level
+        addends.append(jnp.where(reached, biases[level], 0))
 
-    def step(carry: Tree, addends: Tree) -> Tree:
-        states = []
+    def step(carry: Tree, addends: Tree) -> tuple[Tree, Tree]:
+        states, saved = [], []
         for level, (hidden, cell) in enumerate(carry):
             if level > 0:
                 hidden = optimization_barrier(jnp.concatenate([carry[level - 1][0], hidden], axis=-1))
             gates = _activate(optimization_barrier(_product(hidden, kernels[level])) + addends[level])
-            i, f, g, o = jnp.split(gates, len(GATES), axis=-1)
-            cell = optimization_barrier(f * cell + i * g)
-            hidden = optimization_barrier((o * jnp.tanh(cell)).astype(dtype))
-            states.append(_States(hidden, cell, gates.astype(dtype)))
-        return tuple((state.hidden, state.cell) for state in states), tuple(states)
+            state, factors = _advance(gates, cell)
+            states.append((state[0].astype(dtype), state[1]))
+            saved.append(_Saved(states[level][0], *(factor.astype(dtype) for factor in factors)))
+        return tuple(states), tuple(saved)
 
-    shape = (batch, layers[0].recurrent_kernel.shape[0])
-    zero = jnp.zeros(shape, dtype), jnp.zeros(shape, _wide(dtype))
-    _, states = jax.lax.scan(step, (zero,) * len(layers), tuple(addends))
-    return states[-1].hidden[lag:], (x, layers, states)
+    shape = (x.shape[1], layers[0].recurrent_kernel.shape[0])
+    zero = jnp.zeros(shape, dtype), jnp.zeros(shape, wide)
+    _, saved = jax.lax.scan(step, (zero,) * len(layers), tuple(addends))
+    return saved[-1].hidden[lag:], (x, layers, saved)
 
 
 def _run_backward(residuals: Tree, output_gradient: jax.Array) -> tuple[jax.Array, tuple[Weights, ...]]:
-    x, layers, states = residuals
-    dtype, lag, wide = x.dtype, len(layers) - 1, _wide(x.dtype)
-    batch, hidden_size = states[0].cell.shape[1:]
+    x, layers, saved = residuals
+    dtype, wide, lag = x.dtype, _wide(x.dtype), len(layers) - 1
+    _, batch, hidden_size = saved[0].hidden.shape
     output_gradient = jnp.pad(output_gradient.astype(wide), ((lag, 0), (0, 0), (0, 0)))
     kernels = optimization_barrier(tuple(kernel.T for kernel in _loop_kernels(dtype, layers)))
     is_output_gate = np.array([gate == 'o' for gate in GATES])[:, None]
 
-    def step(carry: Tree, inputs: Tree) -> Tree:
-        output_gradient, coefficients = inputs
+    def step(carry: Tree, inputs: Tree) -> tuple[Tree, Tree]:
+        output_gradient, factors = inputs
         gate_gradients, products, cell_gradients = [], [], []
         for level, (hidden_gradient, cell_gradient) in enumerate(carry):
             if level == lag:
                 hidden_gradient = optimization_barrier(hidden_gradient + output_gradient)
-            to_gates, to_cell, forget = coefficients[level]
+            to_gates, to_cell, to_previous_cell = factors[level]
             cell_gradient = optimization_barrier(cell_gradient + hidden_gradient * to_cell)
-            arriving = jnp.where(is_output_gate, hidden_gradient[:, None], cell_gradient[:, None])
-            gate_gradient = (arriving * to_gates.reshape(batch, len(GATES), hidden_size)).reshape(batch, -1)
-            gate_gradients.append(optimization_barrier(gate_gradient.astype(dtype)))
+            sources = jnp.where(is_output_gate, hidden_gradient[:, None], cell_gradient[:, None])
+            gate_gradients.append(optimization_barrier((sources * to_gates).reshape(batch, -1).astype(dtype)))
             products.append(optimization_barrier(_product(gate_gradients[level], kernels[level])))
-            cell_gradients.append(cell_gradient * forget)
+            cell_gradients.append(cell_gradient * to_previous_cell)
         hidden_gradients = [product[:, -hidden_size:] for product in products]
         for level in range(lag):
             hidden_gradients[level] += products[level + 1][:, :hidden_size]
         return tuple(zip(hidden_gradients, cell_gradients, strict=True)), tuple(gate_gradients)
 
     zero = jnp.zeros((batch, hidden_size), wide)
-    inputs = optimization_barrier(output_gradient), tuple(_coefficients(state) for state in states)
+    inputs = optimization_barrier(output_gradient), tuple(layer[1:] for layer in saved)
     _, gate_gradients = jax.lax.scan(step, ((zero, zero),) * len(layers), inputs, reverse=True)
 
-    gradients = []
-    for level, (layer, gate_gradient) in enumerate(zip(layers, gate_gradients, strict=True)):
-        gate_gradient = optimization_barrier(gate_gradient)
-        # Before a layer's time 0 its gradient means nothing; there the states are zero, and the bias leaves it out.
-        below = x if level == 0 else _previous(states[level - 1].hidden)
-        gradient = Weights(
-            _contract_steps(below, gate_gradient),
-            _contract_steps(_previous(states[level].hidden), gate_gradient),
-            gate_gradient[level:].sum((0, 1), wide),
-        )
-        gradients.append(jax.tree.map(lambda g, weights: g.astype(weights.dtype), gradient, layer))
+    gate_gradients = optimization_barrier(gate_gradients)
     bottom_kernel = optimization_barrier(layers[0].input_kernel.astype(dtype).T)
     x_gradient = _product(gate_gradients[0], bottom_kernel)[: len(x) - lag].astype(dtype)
+    # Before its time 0 a layer's gradient means nothing; the states it would meet there are zero, and the sum
+    # for the bias leaves it out. After its last time it is zero.
+    gradients = []
+    for level, (layer, gate_gradient) in enumerate(zip(layers, gate_gradients, strict=True)):
+        gradient = Weights(
+            input_kernel=_sum_outer(x if level == 0 else _previous(saved[level - 1].hidden), gate_gradient),
+            recurrent_kernel=_sum_outer(_previous(saved[level].hidden), gate_gradient),
+            bias=gate_gradient[level:].sum((0, 1), wide),
+        )
+        gradients.append(jax.tree.map(lambda g, weights: g.astype(weights.dtype), gradient, layer))
     return x_gradient, tuple(gradients)
 
 
@@ -220,32 +211,36 @@ _run.defvjp(_run_forward, _run_backward)
 
 
 def _loop_kernels(dtype: Any, layers: tuple[Weights, ...]) -> tuple[jax.Array, ...]:
-    """One kernel a layer: the bottom one reads its own hidden state, the others the layer's below and their own."""
+    """One kernel a layer: the bottom one multiplies its own hidden state, the others that of the layer below too."""
     upper = [jnp.concatenate([layer.input_kernel, layer.recurrent_kernel]) for layer in layers[1:]]
     return tuple(kernel.astype(dtype) for kernel in (layers[0].recurrent_kernel, *upper))
 
 
 def _activate(z: jax.Array) -> jax.Array:
-    """The four gates by one tanh, since sigmoid(z) = tanh(z / 2) / 2 + 1 / 2."""
-    scale = np.repeat([1.0 if gate == 'g' else 0.5 for gate in GATES], z.shape[-1] // len(GATES)).astype(z.dtype)
-    return optimization_barrier(jnp.tanh(z * scale) * scale + (1 - scale) * (scale < 1))
+    """All gates by one tanh, since sigmoid(z) = tanh(z / 2) / 2 + 1 / 2."""
+    is_candidate = np.repeat([gate == 'g' for gate in GATES], z.shape[-1] // len(GATES))
+    scale, offset = np.where(is_candidate, 1, 0.5).astype(z.dtype), np.where(is_candidate, 0, 0.5).astype(z.dtype)
+    return optimization_barrier(jnp.tanh(z * scale) * scale + offset)
 
 
-def _coefficients(states: _States) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The factors by which gradients pass, for all steps: to the gates, from hidden to cell, and cell to cell."""
-    cell, wide_gates = states.cell, states.gates.astype(states.cell.dtype)
-    i, f, g, o = jnp.split(wide_gates, len(GATES), axis=-1)
-    activated = optimization_barrier(jnp.tanh(cell))
-    to_gates = [g * i * (1 - i), _previous(cell) * f * (1 - f), i * (1 - g * g), activated * o * (1 - o)]
-    return optimization_barrier((jnp.concatenate(to_gates, axis=-1), o * (1 - activated * activated), f))
+def _advance(gates: jax.Array, cell: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    """From activated gates and the cell: the new (hidden, cell), and the factors that `_Saved` keeps."""
+    i, f, g, o = jnp.split(gates, len(GATES), axis=-1)
+    new_cell = optimization_barrier(f * cell + i * g)
+    squashed = optimization_barrier(jnp.tanh(new_cell))
+    to_gates = jnp.stack([g * i * (1 - i), cell * f * (1 - f), i * (1 - g * g), squashed * o * (1 - o)], axis=1)
+    factors = optimization_barrier((to_gates, o * (1 - squashed * squashed), f))
+    return (optimization_barrier(o * squashed), new_cell), factors
 
 
 def _previous(states: jax.Array) -> jax.Array:
+    """States [steps, ...] one step later, after a zero state."""
     return jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
 
 
-def _contract_steps(inputs: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The sum over steps and batch of inputs^T gradient, as one product."""
+def _sum_outer(inputs: jax.Array, gradient: jax.Array) -> jax.Array:
+    """The weight gradient inputs^T gradient, summed over steps and batch by one product."""
+    # The transpose is written out first: as an operand it is slow on a CPU.
     transposed = optimization_barrier(inputs.reshape(-1, inputs.shape[-1]).T)
     return _product(transposed, gradient.reshape(-1, gradient.shape[-1]))
 

@@ -72,6 +72,24 @@ def weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     return jnp.stack([jnp.stack(row) for row in _sandwich(G.T, u)])
 
 
+def gain(height: int, width: int, channels_in: int, channels_out: int) -> float:
+    """Roughly how many times faster than a direct convolution: a model of costs, not a measurement.
+
+    4 times fewer products, except for what overhangs the image, plus the transforms: for each input channel they
+    cost as much as products with 56 output channels, and the other way round (fitted to forward passes in float32 at
+    16 to 512 channels on a processor with AVX-512).
+    """
+    rows, columns = _tiling(height, width)
+    covered = height * width / (16 * rows * columns)
+    return 4 * covered / (1 + 56 / channels_in + 56 / channels_out)
+
+
+def tiles(batch: int, height: int, width: int) -> int:
+    """How many 4x4 tiles cover a batch of images."""
+    rows, columns = _tiling(height, width)
+    return batch * rows * columns
+
+
 def _convolve(x: jax.Array, u: Grid, product: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
     """`A^T [u * (B^T x B)] A` over all tiles of x, where `*` is 36 products."""
     batch, height, width, _ = x.shape

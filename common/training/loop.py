@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from common.checkpoint import Checkpoints
+from common.config import choose
 from common.errors import TrainingDivergedError
 from common.state import TrainState
 from common.training.interruption import interruption
@@ -81,7 +82,6 @@ class _Loop:
         self._state = state
         self._step = int(np.max(state.step))
         self._chief = jax.process_index() == 0
-        self._journal = Journal(workdir, self._step, active=self._chief)
         self._line = ProgressLine()
         self._clock = Clock(progress.seconds)
         config = training.config
@@ -90,13 +90,14 @@ class _Loop:
         self._pending: collections.deque[tuple[int, Any]] = collections.deque()  # metrics not yet fetched
         self._since_evaluation: list[dict[str, float]] = []
         self._logged = (self._step, self._clock.seconds)
+        self._journal = Journal(workdir, self._step, active=self._chief)
 
     def run(self, asked_to_stop: Sequence[int]) -> Outcome:
         training, compiled = self._training, {}
-        parts = chunks(self._step, training.total_steps, self._evaluate_every, training.config.steps_per_dispatch)
-        transport = training.transport('train')
-        batches = iter(transport.batches(training.plan.dispatches(parts)))
         try:
+            parts = chunks(self._step, training.total_steps, self._evaluate_every, training.config.steps_per_dispatch)
+            transport = training.transport('train')
+            batches = iter(transport.batches(training.plan.dispatches(parts)))
             while True:
                 self._evaluate_and_save()
                 if self._is_over():
@@ -125,9 +126,11 @@ class _Loop:
         self._fetch(keep=0)
         self._clock.pause()
         predictions = training.evaluate(self._state, VALIDATION)
-        metrics = training.task.metrics(predictions, training.dataset.splits[VALIDATION])
-        metrics = {'loss': float(np.mean(predictions['loss'])), **metrics}
-        monitored = metrics[training.config.monitor.metric]
+        loss = float(np.mean(predictions['loss']))
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(_diverged(f'validation loss is {loss}', step))
+        metrics = {'loss': loss, **training.task.metrics(predictions, training.dataset.splits[VALIDATION])}
+        monitored = choose(metrics, training.config.monitor.metric, 'monitor.metric')
         if not math.isfinite(monitored):
             raise TrainingDivergedError(
                 f'the validation {training.config.monitor.metric} is {monitored} at step {step}'
@@ -202,11 +205,7 @@ class _Loop:
             for i, objective in enumerate(host['objective']):
                 if not math.isfinite(objective):
                     at = step - len(host['objective']) + i + 1
-                    raise TrainingDivergedError(
-                        f'the training loss became {objective} at step {at}: lower '
-                        'config.optimizer.learning_rate '
-                        'or set config.optimizer.gradient_clip; the last good checkpoint stays best'
-                    )
+                    raise TrainingDivergedError(_diverged(f'training loss became {objective}', at))
                 self._since_evaluation.append({name: float(value[i]) for name, value in host.items()})
 
     def _training_means(self) -> dict[str, float]:
@@ -218,6 +217,13 @@ class _Loop:
         self._line.clear()
         if self._chief:
             print(text, flush=True)
+
+
+def _diverged(what: str, step: int) -> str:
+    return (
+        f'the {what} at step {step}: lower config.optimizer.learning_rate or set config.optimizer.gradient_clip; '
+        'the last good checkpoint stays best'
+    )
 
 
 def _evaluation_line(epoch: float, step: int, record: Mapping[str, float], monitored: str, is_best: bool) -> str:

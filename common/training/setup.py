@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from common.config import number_of_steps
+from common.config import check, number_of_steps
 from common.data.dataset import Dataset, Split
 from common.data.transport import Transport, is_resident
 from common.errors import UsageError
@@ -124,6 +124,7 @@ def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) 
     Raises:
       UserError: for data or config values that cannot be.
     """
+    check(config)
     kind = task_class(config.task)
     dataset = kind.load(config, data_dir)
     task = kind(config, dataset.info)

@@ -1,0 +1,125 @@
+"""Raw files: a folder and a zip read alike, and what is neither is refused with a sentence."""
+
+import concurrent.futures
+import pathlib
+import zipfile
+
+import pytest
+
+from common.data.audit import Audit
+from common.data.folders import read_folders
+from common.data.raw import images_by_stem, open_raw
+from common.errors import DataError
+
+FILES = {'b/2.jpg': b'two', 'a/1.jpg': b'one', 'table.csv': b'x,y\n', '.DS_Store': b'junk', '__MACOSX/a/1.jpg': b'junk'}
+
+
+def write(folder: pathlib.Path, files: dict[str, bytes]) -> pathlib.Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def write_zip(path: pathlib.Path, files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> pathlib.Path:
+    with zipfile.ZipFile(path, 'w', compression) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize('nesting', ['', 'published as/'])
+def test_folder_and_zip_read_alike_with_or_without_a_folder_around(tmp_path, nesting):
+    files = {nesting + name: content for name, content in FILES.items()}
+    folder, archive = write(tmp_path / 'folder', files), write_zip(tmp_path / 'set.zip', files)
+    with open_raw(folder) as from_folder, open_raw(archive) as from_zip:
+        assert from_folder.names == from_zip.names == ['a/1.jpg', 'b/2.jpg', 'table.csv']
+        assert [from_folder.read(name) for name in from_folder.names] == [b'one', b'two', b'x,y\n']
+        assert [from_zip.read(name) for name in from_zip.names] == [b'one', b'two', b'x,y\n']
+        assert from_folder.signature() == from_zip.signature()
+
+
+def test_signature_changes_with_a_file(tmp_path):
+    folder = write(tmp_path, FILES)
+    with open_raw(folder) as raw:
+        before = raw.signature()
+    (folder / 'a/1.jpg').write_bytes(b'longer')
+    with open_raw(folder) as raw:
+        assert raw.signature() != before
+
+
+def test_a_zip_may_be_read_by_many_threads(tmp_path):
+    files = {f'{i}.bin': bytes([i]) * 50_000 for i in range(100)}
+    with (
+        open_raw(write_zip(tmp_path / 'set.zip', files)) as raw,
+        concurrent.futures.ThreadPoolExecutor(8) as pool,
+    ):
+        contents = pool.map(raw.read, files)
+        assert dict(zip(files, contents, strict=True)) == files
+
+
+def test_what_is_missing_empty_or_no_zip_is_refused(tmp_path):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'text.zip').write_text('a web page with an error')
+    write_zip(tmp_path / 'empty.zip', {})
+    truncated = write_zip(tmp_path / 'truncated.zip', {'a': bytes(1000)}, zipfile.ZIP_STORED)
+    truncated.write_bytes(truncated.read_bytes()[:500])
+    for name, sentence in {
+        'absent': 'There is no',
+        'empty': 'is empty',
+        'empty.zip': 'is empty',
+        'text.zip': 'nor a zip',
+        'truncated.zip': 'truncated',
+    }.items():
+        with pytest.raises(DataError, match=sentence) as error, open_raw(tmp_path / name):
+            pass
+        assert name in str(error.value)
+
+
+def test_a_damaged_member_of_a_zip_is_named(tmp_path):
+    path = write_zip(tmp_path / 'set.zip', {'good.jpg': b'fine', 'bad.jpg': b'A' * 1000}, zipfile.ZIP_STORED)
+    path.write_bytes(path.read_bytes().replace(b'A' * 1000, b'A' * 999 + b'B'))
+    with open_raw(path) as raw:
+        assert raw.read('good.jpg') == b'fine'
+        with pytest.raises(DataError, match=r'bad\.jpg'):
+            raw.read('bad.jpg')
+
+
+def test_images_are_found_by_stem_and_second_copies_are_reported(tmp_path):
+    folder = write(tmp_path, {'one/X.jpg': b'1', 'two/X.JPG': b'1', 'two/Y.png': b'2', 'two/notes.txt': b''})
+    audit = Audit('a set')
+    with open_raw(folder) as raw:
+        assert images_by_stem(raw, audit) == {'X': 'one/X.jpg', 'Y': 'two/Y.png'}
+    assert audit['repeated_files'].items == ['two/X.JPG (used: one/X.jpg)']
+
+
+@pytest.mark.parametrize('top', ['', 'Some set/'])
+def test_class_folders_below_split_folders_give_labels_and_official_splits(tmp_path, top):
+    names = ('Train/nevus/1.jpg', 'Train/melanoma/1.jpg', 'Test/nevus/2.png')
+    folder = write(tmp_path, {top + name: b'' for name in names})
+    (folder / top / 'Train/readme.txt').write_text('hello')
+    audit = Audit('a set')
+    with open_raw(folder) as raw:
+        found = read_folders(raw, audit)
+    assert found.class_names == ['melanoma', 'nevus']
+    assert {image.name: (image.label, image.split) for image in found.images} == {
+        'Test/nevus/2.png': ('nevus', 'test'),
+        'Train/melanoma/1.jpg': ('melanoma', 'train'),
+        'Train/nevus/1.jpg': ('nevus', 'train'),
+    }
+    assert audit['other_files'].items == ['Train/readme.txt']
+
+
+def test_plain_class_folders_have_no_split(tmp_path):
+    folder = write(tmp_path, {'cat/a.jpg': b'', 'dog/deep/b.jpg': b'', 'stray.jpg': b''})
+    audit = Audit('a set')
+    with open_raw(folder) as raw:
+        found = read_folders(raw, audit)
+    assert {(image.label, image.split) for image in found.images} == {('cat', None), ('dog', None)}
+    assert audit['images_without_class'].items == ['stray.jpg']
+
+
+def test_fewer_than_two_class_folders_are_refused(tmp_path):
+    with open_raw(write(tmp_path, {'a.jpg': b'', 'b.jpg': b''})) as raw, pytest.raises(DataError, match='expected'):
+        read_folders(raw, Audit('a set'))
