@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 DEMO ?= runs/demo
-TASKS := lesion stocks
+TASKS := lesion stocks expressions
 
 .PHONY: train test check format clean
 
