@@ -31,8 +31,8 @@ def main() -> None:
     config, workdir, data_dir = _CONFIG.value, pathlib.Path(_WORKDIR.value), launch.data_dir(_DATA_DIR)
     runtime.start(_DISTRIBUTED.value)
     task = task_class(config.task)
-    if not task.is_prepared(config, data_dir):
-        raw_dir = config.dataset.raw_dir
+    raw_dir = config.dataset.raw_dir
+    if raw_dir or not task.is_prepared(config, data_dir):  # prepared from the same files, it is left as it is
         print(task.prepare(config, pathlib.Path(raw_dir) if raw_dir else None, data_dir, skip_bad=False))
     training = make_training(config, data_dir, _DEVICES.value)
     print(f'data: {training.transport_choice}')

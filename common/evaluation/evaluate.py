@@ -1,5 +1,6 @@
 """Exact evaluation: every example of a split once, padding masked, what the model said gathered on the host."""
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from common.data.order import once, spread
-from common.data.transport import Transport, complete
+from common.data.transport import IN_FLIGHT, Transport, complete
 from common.runtime import AXIS, DataParallel
 from common.task import Task
 from common.types import Array, Batch, Predictions, Tree
@@ -54,11 +55,13 @@ class Evaluator:
         devices = len(self._parallel)
         per_member = -(-min(batch_size, max(map(len, rows))) // devices) * devices
         plan = _Plan(rows, per_member, devices)
-        parts = []
+        in_flight: collections.deque[Any] = collections.deque()
+        host: list[dict[str, np.ndarray]] = []
         for batch in transport.batches(plan):
-            parts.append(self._call[labelled](variables, transport.shared, batch))
-        # Everything is in flight before the first result is awaited.
-        host = [jax.tree.map(np.asarray, part) for part in parts]
+            in_flight.append(self._call[labelled](variables, transport.shared, batch))
+            if len(in_flight) > IN_FLIGHT:  # the device stays busy, its memory bounded
+                host.append(jax.tree.map(np.asarray, in_flight.popleft()))
+        host += [jax.tree.map(np.asarray, part) for part in in_flight]
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *host)  # [members, examples, ...]
         return [
             {name: leaf[member, : len(chosen)] for name, leaf in joined.items()} for member, chosen in enumerate(rows)

@@ -1,0 +1,260 @@
+"""The readers of face sets: both layouts of FER2013, its official splits, faults, votes, and groups of people."""
+
+import csv
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from common.data.builders import load_images, prepare_images
+from common.data.dataset import Dataset
+from common.data.images import Decoding, decode_image
+from common.errors import DataError
+from expressions.configs import fer2013
+from expressions.datasets import SOURCES
+from expressions.synthetic import LOOKS, draw_face, draw_fer2013
+from expressions.task import Expressions
+
+# As on the page of the Kaggle competition.
+FER2013_CLASSES = ('angry', 'disgust', 'fear', 'happy', 'sad', 'surprise', 'neutral')
+USAGES = {'Training': 'train', 'PublicTest': 'validation', 'PrivateTest': 'test'}
+
+Row = tuple[int, np.ndarray, str]  # emotion, pixels, Usage
+
+
+def draw_rows(usages: Sequence[str] = ('Training', 'Training', 'PublicTest', 'PrivateTest')) -> list[Row]:
+    random = np.random.default_rng(0)
+    labels = range(len(FER2013_CLASSES))
+    return [(label, random.integers(0, 256, (48, 48), np.uint8), usage) for label in labels for usage in usages]
+
+
+def write_table(folder: pathlib.Path, rows: Sequence[Row], end: str = '') -> pathlib.Path:
+    folder.mkdir(exist_ok=True)
+    lines = [f'{label},{" ".join(map(str, pixels.ravel()))},{usage}' for label, pixels, usage in rows]
+    (folder / 'fer2013.csv').write_text('\n'.join(['emotion,pixels,Usage', *lines, end]))
+    return folder
+
+
+def write_folders(folder: pathlib.Path, rows: Sequence[Row], official_names: bool = True) -> pathlib.Path:
+    for number, (label, pixels, usage) in enumerate(rows):
+        name = f'{usage if official_names else "face"}_{number}.png'
+        path = folder / ('train' if usage == 'Training' else 'test') / FER2013_CLASSES[label] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def write_votes(folder: pathlib.Path, rows: Sequence[Row], votes: Sequence[Sequence[int]]) -> None:
+    columns = 'neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF'
+    with open(folder / 'fer2013new.csv', 'w', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerow(['Usage', 'Image name', *columns.split(',')])
+        writer.writerows([usage, '', *counts] for (_, _, usage), counts in zip(rows, votes, strict=True))
+
+
+def config_of(**dataset: object) -> ConfigDict:
+    config = fer2013.get_config()
+    config.dataset.update(dataset)
+    return config
+
+
+def prepare(folder: pathlib.Path, data_dir: pathlib.Path, **dataset: object) -> Dataset:
+    config = config_of(**dataset)
+    prepare_images(SOURCES[config.dataset.name], config.dataset, folder, data_dir)
+    return load_images(config.dataset, data_dir)
+
+
+def content(dataset: Dataset) -> dict[str, set[tuple[bytes, str]]]:
+    names = dataset.info['class_names']
+    return {
+        name: {
+            (image.tobytes(), names[label])
+            for image, label in zip(split.columns['image'], split.columns['label'], strict=True)
+        }
+        for name, split in dataset.splits.items()
+    }
+
+
+def test_table_and_folders_give_the_same_data_set(tmp_path: pathlib.Path) -> None:
+    rows = draw_rows()
+    table = prepare(write_table(tmp_path / 'table', rows), tmp_path / 'a')
+    folders = prepare(write_folders(tmp_path / 'folders', rows), tmp_path / 'b')
+    assert table.info == folders.info
+    assert table.info['class_names'] == list(FER2013_CLASSES)
+    assert content(table) == content(folders)
+    for usage, split in USAGES.items():
+        written = {(pixels.tobytes(), FER2013_CLASSES[label]) for label, pixels, where in rows if where == usage}
+        assert content(table)[split] == written
+
+
+def test_without_a_private_test_no_test_split_is_cut_from_training(tmp_path: pathlib.Path) -> None:
+    rows = draw_rows(('Training', 'Training', 'PublicTest'))
+    dataset = prepare(write_folders(tmp_path / 'folders', rows), tmp_path / 'data')
+    assert {name: len(split) for name, split in dataset.splits.items()} == {'train': 14, 'validation': 7}
+
+
+def test_a_test_split_is_cut_where_it_is_asked_for(tmp_path: pathlib.Path) -> None:
+    rows = draw_rows(('Training',) * 4 + ('PublicTest',))
+    fractions = ConfigDict({'train': 0.5, 'validation': 0.25, 'test': 0.25})
+    dataset = prepare(write_table(tmp_path / 'table', rows), tmp_path / 'data', split_fractions=fractions)
+    assert {len(dataset.splits[name]) for name in ('validation', 'test')} == {7}
+
+
+def test_folders_without_official_names_are_the_splits_they_say(tmp_path: pathlib.Path) -> None:
+    rows = draw_rows(('Training',) * 9 + ('PrivateTest',))
+    dataset = prepare(write_folders(tmp_path / 'folders', rows, official_names=False), tmp_path / 'data')
+    assert len(dataset.splits['test']) == 7
+    assert content(dataset)['test'] == {(p.tobytes(), FER2013_CLASSES[e]) for e, p, u in rows if u == 'PrivateTest'}
+    assert {name: len(dataset.splits[name]) for name in ('train', 'validation')} == {'train': 56, 'validation': 7}
+
+
+def test_a_truncated_line_is_named_and_can_be_skipped(tmp_path: pathlib.Path) -> None:
+    rows = draw_rows()
+    folder = write_table(tmp_path / 'table', rows, end='0,1 2 3')
+    config = config_of()
+    with pytest.raises(DataError, match=rf'fer2013\.csv line {len(rows) + 2}: .*truncated, after 3 of 2304 pixels'):
+        prepare_images(SOURCES['fer2013'], config.dataset, folder, tmp_path / 'data')
+    audit = prepare_images(SOURCES['fer2013'], config.dataset, folder, tmp_path / 'data', skip_bad=True)
+    assert audit.counts['images'] == len(rows)
+    assert audit.counts['skipped'] == 1
+
+
+@pytest.mark.parametrize(
+    ('line', 'fault'),
+    [
+        ('7,' + ' '.join(['0'] * 2304) + ',Training', "emotion is '7'"),
+        ('0,' + ' '.join(['0'] * 2303) + ',Training', '2303 pixels instead of 2304'),
+        ('0,' + ' '.join(['256'] * 2304) + ',Training', 'a pixel is not a whole number from 0 to 255'),
+        ('0,' + ' '.join(['0'] * 2304) + ',Train', "Usage is 'Train'"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: pathlib.Path, line: str, fault: str) -> None:
+    folder = write_table(tmp_path / 'table', draw_rows(), end=line)
+    with pytest.raises(DataError, match=rf'line 30: {fault}'):
+        prepare_images(SOURCES['fer2013'], config_of().dataset, folder, tmp_path / 'data')
+
+
+def test_a_lone_table_is_a_raw_data_set(tmp_path: pathlib.Path) -> None:
+    folder = write_table(tmp_path / 'table', draw_rows())
+    assert len(prepare(folder / 'fer2013.csv', tmp_path / 'data').splits['train']) == 14
+
+
+def test_drop_duplicates_takes_from_training_what_stands_in_validation_or_test(tmp_path: pathlib.Path) -> None:
+    rows = draw_rows()
+    public, private = rows[2], rows[3]
+    rows += [(1, public[1], 'Training'), (2, private[1], 'Training')]
+    folder = write_table(tmp_path / 'table', rows)
+    kept, dropped = (prepare(folder, tmp_path / 'data', drop_duplicates=drop) for drop in (False, True))
+    assert len(kept.splits['train']) == 16
+    assert len(dropped.splits['train']) == 14
+    for name in ('validation', 'test'):
+        assert content(kept)[name] == content(dropped)[name]
+        assert not {p for p, _ in content(dropped)[name]} & {p for p, _ in content(dropped)['train']}
+
+
+def test_votes_become_soft_targets_and_the_label_stands_in_where_there_are_none(tmp_path: pathlib.Path) -> None:
+    rows = draw_rows()
+    votes = [[0] * 10 for _ in rows]
+    votes[0] = [1, 2, 3, 4, 5, 6, 7, 9, 9, 9]  # contempt, unknown and NF do not count
+    folder = write_table(tmp_path / 'table', rows)
+    write_votes(folder, rows, votes)
+    config = config_of()
+    config.loss.soft_targets = True
+    audit = Expressions.prepare(config, folder, tmp_path / 'data', skip_bad=False)
+    assert len(audit['rows_without_votes'].items) == len(rows) - 1
+    split = Expressions.load(config, tmp_path / 'data').splits['train']
+    assert split.columns['votes'].dtype == np.float32
+    in_their_order = [5, 6, 7, 2, 4, 3, 1]
+    np.testing.assert_allclose(split.columns['votes'][0], np.array(in_their_order) / sum(in_their_order), rtol=1e-6)
+    np.testing.assert_array_equal(split.columns['votes'][1:], np.eye(7)[split.columns['label'][1:]])
+
+
+def test_soft_targets_are_what_the_loss_compares_with(tmp_path: pathlib.Path) -> None:
+    config = config_of()
+    config.loss.soft_targets = True
+    info = {
+        'class_names': FER2013_CLASSES,
+        'class_counts': [1] * 7,
+        'pixel_mean': [0.0],
+        'pixel_deviation': [1.0],
+    }
+    votes = np.full((2, 7), 1 / 7, np.float32)
+    batch = {'image': np.zeros((2, 48, 48, 1), np.uint8), 'label': np.zeros(2, np.int32), 'votes': votes}
+    np.testing.assert_array_equal(Expressions(config, info).preprocess(batch, {}, None)['target'], votes)
+    config.loss.soft_targets = False
+    target = Expressions(config, info).preprocess(batch, {}, None)['target']
+    np.testing.assert_array_equal(target, np.eye(7)[[0, 0]])
+
+
+def test_votes_of_another_table_are_refused(tmp_path: pathlib.Path) -> None:
+    rows = draw_rows()
+    folder = write_table(tmp_path / 'table', rows)
+    write_votes(folder, rows[1:], [[1] * 10] * (len(rows) - 1))
+    with pytest.raises(DataError, match=r'fer2013new\.csv line 3: Usage is PublicTest.*line 3 is for train'):
+        prepare_images(SOURCES['fer2013'], config_of().dataset, folder, tmp_path / 'data')
+
+
+def test_soft_targets_without_votes_say_what_to_do(tmp_path: pathlib.Path) -> None:
+    config = config_of()
+    config.loss.soft_targets = True
+    Expressions.prepare(config, write_table(tmp_path / 'table', draw_rows()), tmp_path / 'data', skip_bad=False)
+    with pytest.raises(DataError, match=r'put fer2013new\.csv beside fer2013\.csv'):
+        Expressions.load(config, tmp_path / 'data')
+
+
+def test_unknown_class_folders_are_refused(tmp_path: pathlib.Path) -> None:
+    folder = write_folders(tmp_path / 'folders', draw_rows())
+    (folder / 'train' / 'angry').rename(folder / 'train' / 'anger')
+    with pytest.raises(DataError, match=r'no class of FER2013: anger; .*expressions/configs/folders\.py'):
+        prepare_images(SOURCES['fer2013'], config_of().dataset, folder, tmp_path / 'data')
+
+
+def test_no_person_of_ckplus_is_in_two_splits(tmp_path: pathlib.Path) -> None:
+    random = np.random.default_rng(0)
+    shown_by = {'anger': range(3), 'contempt': range(3, 6), 'happy': range(10)}
+    for label, people in shown_by.items():
+        (tmp_path / 'CK+48' / label).mkdir(parents=True)
+        for person in people:
+            for frame in range(3):
+                path = tmp_path / 'CK+48' / label / f'S{person:03d}_001_{frame:08d}.png'
+                Image.fromarray(random.integers(0, 256, (48, 48), np.uint8)).save(path)
+    fractions = ConfigDict({'train': 0.5, 'validation': 0.25, 'test': 0.25})
+    dataset = prepare(tmp_path / 'CK+48', tmp_path / 'data', name='ckplus', split_fractions=fractions)
+    assert dataset.info['class_names'] == ['anger', 'contempt', 'happy']
+    groups = [set(split.records.group) for split in dataset.splits.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 10
+
+
+def test_drawn_faces_are_the_same_every_time_and_of_every_class(tmp_path: pathlib.Path) -> None:
+    texts = []
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        draw_fer2013(tmp_path / name)
+        texts.append((tmp_path / name / 'fer2013.csv').read_bytes())
+    assert texts[0] == texts[1]
+    with open(tmp_path / 'a' / 'fer2013.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [sum(row['emotion'] == str(number) for row in rows) for number in range(7)] == [look.faces for look in LOOKS]
+    assert {row['Usage'] for row in rows} == set(USAGES)
+    assert 'synthetic' in SOURCES['synthetic_faces'].title
+
+
+def test_no_two_drawn_faces_are_equal() -> None:
+    random = np.random.default_rng(0)
+    faces = [draw_face(LOOKS[3], random) for _ in range(5)]
+    assert len({face.tobytes() for face in faces}) == 5
+    assert all(face.shape == (48, 48) and face.dtype == np.uint8 and face.std() > 10 for face in faces)
+
+
+def test_pixels_of_the_table_survive_their_encoding(tmp_path: pathlib.Path) -> None:
+    rows = draw_rows(('Training', 'PublicTest'))
+    dataset = prepare(write_table(tmp_path / 'table', rows), tmp_path / 'data')
+    written = [pixels[..., None] for _, pixels, usage in rows if usage == 'Training']
+    np.testing.assert_array_equal(dataset.splits['train'].columns['image'], written)
+    png = tmp_path / 'face.png'
+    Image.fromarray(rows[0][1]).save(png)
+    decoded = decode_image(png.read_bytes(), Decoding.of(config_of().dataset), 'face')
+    np.testing.assert_array_equal(decoded[..., 0], rows[0][1])

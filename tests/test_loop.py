@@ -1,0 +1,253 @@
+"""The loop: resume is bit-exact, best and latest, early stopping, plateau, divergence, and what is recorded."""
+
+import json
+import math
+import os
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from common.checkpoint import Checkpoints
+from common.errors import TrainingDivergedError, UserError
+from common.training.journal import Journal, read_history
+from common.training.loop import Outcome, train
+from common.training.plan import chunks
+from common.training.setup import Training, make_training
+from common.training.start import begin
+from tests.toy import datasets as toy_datasets
+from tests.toy.configs import toy as toy_config
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp('toy')
+    toy_datasets.prepare(None, folder, skip_bad=False)
+    return folder
+
+
+@pytest.fixture
+def fit(data_dir):
+    """Trains the toy task in a folder, as experiments.train does; `stop_at` asks it to end after that many steps."""
+
+    def fit(workdir: pathlib.Path, stop_at: int = 0, number: int = signal.SIGINT, **values) -> tuple[Training, Outcome]:
+        config = toy_config.get_config()
+        config.task = 'tests.toy'
+        config.update_from_flattened_dict({name.replace('__', '.'): value for name, value in values.items()})
+        training = make_training(config, data_dir, devices=2)
+        if stop_at:
+            interrupt(training, stop_at, number)
+        state, progress, checkpoints, _ = begin(training, workdir, data_dir)
+        try:
+            return training, train(training, state, progress, checkpoints, workdir)
+        finally:
+            checkpoints.close()
+
+    return fit
+
+
+def interrupt(training: Training, stop_at: int, number: int) -> None:
+    """Lets this process get a signal while step `stop_at` is taken."""
+    compile_step = training.compile
+
+    def compile_and_watch(state, batch):
+        step, cost = compile_step(state, batch)
+
+        def watched(state, shared, batch):
+            result = step(state, shared, batch)
+            if int(np.max(result[0].step)) == stop_at:
+                os.kill(os.getpid(), number)
+            return result
+
+        return watched, cost
+
+    training.compile = compile_and_watch
+
+
+def restored(training: Training, workdir: pathlib.Path, which: str = 'latest'):
+    checkpoints = Checkpoints(workdir, training.config.monitor.mode)
+    state, progress = checkpoints.restore(training.abstract_state(), checkpoints.find(which))
+    return jax.tree.map(np.asarray, state), progress
+
+
+def assert_identical(got, want):
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+
+
+def kept(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+
+
+def evaluations(workdir: pathlib.Path) -> list[dict]:
+    return [record for record in read_history(workdir) if 'epoch' in record]
+
+
+STATEFUL = {'ema_decay': 0.9, 'optimizer__momentum': 0.9, 'schedule__warmup': '4steps', 'monitor__patience': 9}
+
+
+@pytest.mark.parametrize(
+    ('values', 'number'),
+    [
+        ({}, signal.SIGTERM),
+        ({'ensemble': 2, 'data__transport': 'streaming'}, signal.SIGINT),
+        ({'steps_per_dispatch': 3}, signal.SIGINT),
+        ({'schedule__name': 'plateau', 'schedule__patience': 1, 'optimizer__learning_rate': 0.0}, signal.SIGINT),
+    ],
+    ids=['plain', 'ensemble', 'dispatches', 'plateau'],
+)
+def test_an_interrupted_run_that_goes_on_equals_an_uninterrupted_one_bit_for_bit(fit, tmp_path, values, number):
+    values = STATEFUL | values
+    training, whole = fit(tmp_path / 'whole', **values)
+    assert whole.ended == 'complete'
+    for stop_at in (3, 8, 19, 24):
+        _, outcome = fit(tmp_path / 'halves', stop_at, number, **values)
+        assert (outcome.ended, outcome.step) == ('complete' if stop_at == 24 else 'interrupted', stop_at)
+        assert Checkpoints(tmp_path / 'halves').find('latest') == stop_at
+    (state, progress), (again, other) = (restored(training, tmp_path / name) for name in ('whole', 'halves'))
+    assert_identical(again, state)
+    assert {**progress, 'seconds': 0} == {**other, 'seconds': 0}
+    assert kept(tmp_path / 'whole') == kept(tmp_path / 'halves')
+    mine, theirs = evaluations(tmp_path / 'halves'), evaluations(tmp_path / 'whole')
+    assert [record['step'] for record in mine] == [8, 16, 24]
+    for a, b in zip(mine, theirs, strict=True):
+        same = [name for name in b if name.startswith('validation/')]
+        assert len(same) >= 2
+        assert [a[name] for name in same] == [b[name] for name in same]
+
+
+def test_the_handlers_of_signals_come_back(fit, tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    fit(tmp_path / 'run', 3)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_finished_run_only_says_so_when_started_again(fit, tmp_path):
+    fit(tmp_path / 'run')
+    text = (tmp_path / 'run' / 'metrics.jsonl').read_text()
+    _, outcome = fit(tmp_path / 'run')
+    assert (outcome.ended, outcome.step) == ('complete', 24)
+    assert (tmp_path / 'run' / 'metrics.jsonl').read_text() == text
+
+
+def test_records_hold_training_and_validation_side_by_side(fit, tmp_path):
+    _, outcome = fit(tmp_path / 'run')
+    records = evaluations(tmp_path / 'run')
+    assert [record['step'] for record in records] == [8, 16, 24]
+    assert [record['epoch'] for record in records] == pytest.approx([8 / 12, 16 / 12, 2])
+    for record in records:
+        assert {'train/loss', 'validation/loss', 'validation/mae'} <= record.keys()
+        assert all(math.isfinite(value) for value in record.values())
+    best = min(records, key=lambda record: record['validation/mae'])
+    assert (outcome.progress.best, outcome.progress.best_step) == (best['validation/mae'], best['step'])
+    rates = [record for record in read_history(tmp_path / 'run') if 'examples_per_second' in record]
+    assert [record['step'] for record in rates] == [4, 8, 12, 16, 20, 24][: len(rates)]
+    assert list((tmp_path / 'run' / 'tensorboard').glob('events.out.tfevents.*'))
+
+
+def test_best_and_latest_are_kept_and_only_these(fit, tmp_path):
+    # A learning rate that explodes after the second evaluation: the best is before the latest.
+    training, outcome = fit(
+        tmp_path / 'run', schedule__name='step', schedule__factor=100.0, schedule__milestones=('16steps',)
+    )
+    assert kept(tmp_path / 'run') == [16, 24]
+    assert outcome.progress.best_step == 16
+    checkpoints = Checkpoints(tmp_path / 'run', 'min')
+    assert (checkpoints.find('best'), checkpoints.find('latest')) == (16, 24)
+    state, _ = restored(training, tmp_path / 'run', 'best')
+    assert int(state.step) == 16
+
+
+@pytest.mark.parametrize('explodes_at', ['11steps', '15steps'])
+def test_a_diverged_training_stops_and_leaves_the_best_checkpoint(fit, tmp_path, explodes_at):
+    """In the middle of a stretch, and at its very last step, where the first to see it is the evaluation."""
+    values = {'optimizer__name': 'sgd', 'schedule__name': 'step', 'schedule__factor': 1e30}
+    with pytest.raises(TrainingDivergedError, match=r'(nan|inf) at step 1[23456]'):
+        fit(tmp_path / 'run', schedule__milestones=(explodes_at,), **values)
+    assert kept(tmp_path / 'run') == [8]
+    checkpoints = Checkpoints(tmp_path / 'run', 'min')
+    assert (checkpoints.find('best'), checkpoints.find('latest')) == (8, 8)
+    assert [record['step'] for record in evaluations(tmp_path / 'run')] == [8]
+
+
+def test_training_stops_early_when_patience_ends(fit, tmp_path):
+    values = {'optimizer__learning_rate': 0.0, 'model__batch_norm': False, 'duration': '100steps'}
+    _, outcome = fit(tmp_path / 'run', monitor__patience=2, **values)
+    assert (outcome.ended, outcome.step, outcome.progress.best_step) == ('stopped early', 24, 8)
+    assert kept(tmp_path / 'run') == [8, 24]
+    _, again = fit(tmp_path / 'run', monitor__patience=2, **values)
+    assert (again.ended, again.step) == ('stopped early', 24)
+
+
+def test_plateau_lowers_the_rate_and_a_resume_keeps_it(fit, tmp_path):
+    values = {'optimizer__learning_rate': 0.0, 'model__batch_norm': False, 'duration': '56steps'}
+    values |= {'schedule__name': 'plateau', 'schedule__patience': 2, 'schedule__factor': 0.5}
+    # Evaluations at 8 (the best), 16, 24 (lowered), 32, 40 (lowered), 48, 56 (lowered).
+    for stop_at, scale in ((23, 1.0), (27, 0.5), (45, 0.25), (56, 0.125)):
+        training, _ = fit(tmp_path / 'run', stop_at, **values)
+        state, _ = restored(training, tmp_path / 'run')
+        assert float(state.learning_rate_scale) == scale
+
+
+def test_plateau_scales_the_step(fit, tmp_path):
+    values = {'schedule__name': 'plateau', 'schedule__patience': 1, 'optimizer__name': 'sgd', 'duration': '40steps'}
+    values |= {'optimizer__momentum': 0.0, 'monitor__mode': 'max'}  # the error falls: never better, always lowered
+    fit(tmp_path / 'run', schedule__factor=0.1, log_every='8steps', **values)
+    rates = {
+        record['step']: record['learning_rate'] for record in read_history(tmp_path / 'run') if 'step_loss' in record
+    }
+    np.testing.assert_allclose([rates[step] for step in (16, 24, 32, 40)], [1e-2, 1e-3, 1e-4, 1e-5], rtol=1e-5)
+
+
+@pytest.mark.parametrize('change', [{'batch_size': 4}, {'model__width': 9}, {'duration': '30steps'}, {'seed': 1}])
+def test_a_run_of_another_config_is_refused_and_what_differs_named(fit, tmp_path, change):
+    fit(tmp_path / 'run', 3)
+    [(key, value)] = change.items()
+    with pytest.raises(
+        UserError, match=rf'holds a run of another config:\n  config\.{key.replace("__", ".")}: .* {value} now'
+    ):
+        fit(tmp_path / 'run', **change)
+
+
+def test_what_changes_no_number_may_change_between_halves(fit, tmp_path):
+    fit(tmp_path / 'run', 3)
+    _, outcome = fit(tmp_path / 'run', log_every='1steps', data__threads=1, data__transport='streaming')
+    assert outcome.ended == 'complete'
+
+
+def test_checkpoints_without_a_config_are_not_overwritten(fit, tmp_path):
+    (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+    with pytest.raises(UserError, match=r'holds checkpoints but no config\.json: give another --workdir'):
+        fit(tmp_path / 'run')
+
+
+def test_weights_of_another_run_are_where_training_starts(fit, tmp_path):
+    training, _ = fit(tmp_path / 'first')
+    best, _ = restored(training, tmp_path / 'first', 'best')
+    training, _ = fit(tmp_path / 'second', init_from=str(tmp_path / 'first'), optimizer__learning_rate=0.0)
+    state, _ = restored(training, tmp_path / 'second')
+    assert_identical(state.params, best.params)
+    assert int(state.step) == 24
+
+
+def test_records_after_the_resumed_step_are_dropped_and_a_torn_line_too(tmp_path):
+    lines = [json.dumps({'step': step}) for step in (4, 8, 12)]
+    (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n{"step": 16, "lo')
+    assert [record['step'] for record in read_history(tmp_path)] == [4, 8, 12]
+    journal = Journal(tmp_path, resumed_at=8)
+    journal.write(12, {'validation/loss': 1.0})
+    journal.close()
+    assert [record['step'] for record in read_history(tmp_path)] == [4, 8, 12]
+    Journal(tmp_path, resumed_at=0).close()
+    assert read_history(tmp_path) == []
+
+
+def test_chunks_depend_on_the_absolute_step_alone():
+    whole = chunks(0, 50, 12, 5)
+    assert whole[:4] == [(0, 5), (5, 5), (10, 1), (11, 1)]
+    assert sum(count for _, count in whole) == 50
+    for number, (first, _) in enumerate(whole):
+        assert chunks(first, 50, 12, 5) == whole[number:]
+    assert all(first // 12 == (first + count - 1) // 12 for first, count in whole)  # no chunk steps over an evaluation

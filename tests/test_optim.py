@@ -1,0 +1,108 @@
+"""Schedules at known steps against their closed forms, and optimizers against hand-computed steps."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from common.config import base_config, number_of_steps
+from common.errors import UsageError
+from common.training.optim import make_optimizer, make_schedule
+
+PEAK = 0.4
+
+
+def schedule(steps=100, **values):
+    config = base_config()
+    config.optimizer.learning_rate = PEAK
+    config.schedule.update(values)
+    return make_schedule(config, steps, lambda d: number_of_steps(d, steps_per_epoch=10, batch_size=8, total_steps=100))
+
+
+@pytest.mark.parametrize('name', ['constant', 'plateau'])
+def test_constant_and_plateau_stay_at_the_peak(name):
+    np.testing.assert_allclose([schedule(name=name)(step) for step in (0, 50, 99)], PEAK, rtol=1e-6)
+
+
+def test_cosine_falls_from_the_peak_to_zero():
+    rate = schedule(name='cosine')
+    for step in (0, 25, 50, 99, 100):
+        assert rate(step) == pytest.approx(PEAK * (1 + math.cos(math.pi * step / 100)) / 2, abs=1e-6)
+
+
+def test_warmup_rises_linearly_and_the_rest_follows():
+    rate = schedule(name='cosine', warmup='2epochs')
+    np.testing.assert_allclose([rate(step) for step in (0, 5, 10, 20)], [0, PEAK / 4, PEAK / 2, PEAK], atol=1e-6)
+    assert rate(60) == pytest.approx(PEAK / 2, abs=1e-6)
+    assert rate(100) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize('warmup', ['0steps', '20steps'])
+def test_step_multiplies_by_the_factor_at_absolute_milestones(warmup):
+    rate = schedule(name='step', factor=0.1, milestones=('50%', '75steps'), warmup=warmup)
+    rates = [rate(step) for step in (49, 51, 74, 76)]
+    np.testing.assert_allclose(rates, [PEAK, PEAK / 10, PEAK / 10, PEAK / 100], rtol=1e-5)
+
+
+def test_a_warmup_that_takes_all_steps_and_unknown_names_are_refused():
+    with pytest.raises(UsageError, match=r'config\.schedule\.warmup takes 100 of 100 steps'):
+        schedule(warmup='10epochs')
+    with pytest.raises(UsageError, match=r"config\.schedule\.name is 'linear'; it may be constant, plateau, cosine"):
+        schedule(name='linear')
+    with pytest.raises(UsageError, match=r"config\.optimizer\.name is 'lion'; it may be adam, adamw, sgd"):
+        optimizer(name='lion')
+    with pytest.raises(UsageError, match='weight_decay needs adamw or sgd'):
+        optimizer(name='adam', weight_decay=0.1)
+
+
+def optimizer(**values):
+    config = base_config()
+    config.optimizer.update(ConfigDict(values))
+    return make_optimizer(config, optax.constant_schedule(config.optimizer.learning_rate))
+
+
+PARAMS = {'kernel': jnp.full((2, 2), 3.0), 'bias': jnp.full(2, 5.0), 'scale': jnp.full(2, 7.0)}
+
+
+@pytest.mark.parametrize('name', ['adamw', 'sgd'])
+def test_weight_decay_spares_biases_and_scales(name):
+    rule = optimizer(name=name, learning_rate=0.1, weight_decay=0.5, momentum=0.0)
+    zero = {name: jnp.zeros_like(leaf) for name, leaf in PARAMS.items()}
+    updates, _ = rule.update(zero, rule.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates['kernel'], -0.1 * 0.5 * 3.0, rtol=1e-6)
+    np.testing.assert_array_equal(updates['bias'], 0)
+    np.testing.assert_array_equal(updates['scale'], 0)
+
+
+def steps(rule, gradients):
+    state, moved = rule.init(PARAMS), []
+    for g in gradients:
+        updates, state = rule.update({name: jnp.full_like(leaf, g) for name, leaf in PARAMS.items()}, state, PARAMS)
+        moved.append(float(updates['bias'][0]))
+    return moved
+
+
+def test_sgd_has_nesterov_momentum():
+    moved = steps(optimizer(name='sgd', learning_rate=0.1, momentum=0.9, weight_decay=0.0), [1.0, 2.0])
+    # v = 0.9 v + g; the step is along 0.9 v + g (Sutskever et al. 2013, as in PyTorch's nesterov=True).
+    np.testing.assert_allclose(moved, [-0.1 * (0.9 * 1 + 1), -0.1 * (0.9 * (0.9 + 2) + 2)], rtol=1e-6)
+
+
+def test_adam_takes_the_steps_of_its_paper():
+    moved = steps(optimizer(name='adam', learning_rate=0.1, weight_decay=0.0), [1.0, -3.0])
+    m, v, expected = 0.0, 0.0, []
+    for t, g in enumerate([1.0, -3.0], 1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        expected.append(-0.1 * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8))
+    np.testing.assert_allclose(moved, expected, rtol=1e-5)
+
+
+def test_gradients_are_clipped_to_the_global_norm():
+    rule = optimizer(name='sgd', learning_rate=1.0, momentum=0.0, weight_decay=0.0, gradient_clip=2.0)
+    gradients = {name: jnp.full_like(leaf, 3.0) for name, leaf in PARAMS.items()}  # 8 elements: norm 3 sqrt(8)
+    updates, _ = rule.update(gradients, rule.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(optax.global_norm(updates), 2.0, rtol=1e-6)
+    np.testing.assert_allclose(updates['bias'], -2.0 / math.sqrt(8), rtol=1e-6)

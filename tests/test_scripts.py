@@ -1,0 +1,412 @@
+"""The launch scripts from end to end, as a person runs them: resume after a kill, evaluation, and bad input."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pandas as pd
+import pytest
+
+from common.training.journal import read_history
+from tests.conftest import SMALL, Trained, draw_raw, making, run_script, start_script
+
+LONG = ('--config.duration=80steps', '--config.evaluate_every=10steps', '--config.ema_decay=0.99')
+
+
+@pytest.fixture
+def run(trained: Trained, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of the finished run, to be used and damaged."""
+    return shutil.copytree(trained.workdir, tmp_path / 'run')
+
+
+@pytest.fixture
+def raw(raw_dir: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of the raw files, to be damaged."""
+    return shutil.copytree(raw_dir, tmp_path / 'raw')
+
+
+# Training that is killed, interrupted, and goes on.
+
+
+@pytest.fixture(scope='session')
+def uninterrupted(shared: pathlib.Path, trained: Trained) -> pathlib.Path:
+    workdir = shared / 'uninterrupted'
+    with making(workdir) as first:
+        if first:
+            assert run_script('train', *trained.arguments, *LONG, f'--workdir={workdir}').status == 0
+    return workdir
+
+
+def stop_in_the_middle(arguments: tuple[str, ...], how: signal.Signals) -> tuple[int, str, str]:
+    """Starts a training in a process of its own and sends it a signal after its third evaluation."""
+    process = start_script('train', *arguments)
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line.startswith('epoch') and sum(line.startswith('epoch') for line in seen) == 3:
+            break
+    os.kill(process.pid, how)
+    rest, errors = process.communicate(timeout=240)
+    return process.returncode, ''.join(seen) + rest, errors
+
+
+def saved_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every array of the latest checkpoint, read by Orbax alone."""
+    step = max(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        state = checkpointer.restore(workdir / 'checkpoints' / str(step) / 'state')
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_training_goes_on_in_another_process_bit_for_bit(trained, uninterrupted, tmp_path, how):
+    workdir = tmp_path / 'stopped'
+    arguments = (*trained.arguments, *LONG, f'--workdir={workdir}')
+    status, stdout, stderr = stop_in_the_middle(arguments, how)
+    assert 'complete' not in stdout
+    assert 'Traceback' not in stderr
+    if how == signal.SIGINT:
+        assert status == 0
+        assert 'interrupted at step' in stdout
+    else:
+        assert status == -signal.SIGKILL
+    again = run_script('train', *arguments)
+    assert again.status == 0, again.stderr
+    assert 'going on from step' in again.stdout
+    assert 'complete at step 80' in again.stdout
+    state, expected = saved_state(workdir), saved_state(uninterrupted)
+    assert state.keys() == expected.keys()
+    assert len(state) > 20
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(state[name], leaf, err_msg=name)
+    records = [[r for r in read_history(folder) if 'epoch' in r] for folder in (workdir, uninterrupted)]
+    assert [record['step'] for record in records[0]] == list(range(10, 81, 10))
+    for mine, theirs in zip(*records, strict=True):
+        assert {'train/loss', 'validation/loss', 'train/accuracy', 'validation/accuracy'} <= mine.keys()
+        for name in ('validation/loss', 'validation/balanced_accuracy'):
+            assert mine[name] == theirs[name]
+    assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {
+        path.name for path in (uninterrupted / 'checkpoints').iterdir()
+    }
+
+
+def test_a_killed_prepare_starts_over(script, tmp_path):
+    raw, data = draw_raw(tmp_path / 'raw', lesions=60), tmp_path / 'data'
+    arguments = ('--config=lesion/configs/ham10000.py', f'--raw_dir={raw}', f'--data_dir={data}')
+    process = start_script('prepare', *arguments)
+    while process.poll() is None and not any((data / 'ham10000').glob('incomplete/*/*')):
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert list((data / 'ham10000').glob('incomplete/*'))
+    assert not list(data.rglob('audit.json'))
+    again = script('prepare', *arguments)
+    assert again.status == 0, again.stderr
+    assert 'images: 630' in again.stdout
+    assert not (data / 'ham10000' / 'incomplete').exists()
+    assert len(list(data.rglob('audit.json'))) == 1
+
+
+def test_a_run_holds_what_the_readme_says(trained):
+    names = {path.name for path in trained.workdir.iterdir()}
+    assert {'config.json', 'checkpoints', 'metrics.jsonl', 'learning_curves.png', 'tensorboard'} <= names
+    record = json.loads((trained.workdir / 'config.json').read_text())
+    assert record['config']['batch_size'] == 16
+    assert record['environment']['versions']['jax'] == jax.__version__
+
+
+def test_a_diverged_training_ends_with_status_1_and_the_best_checkpoint(script, trained, tmp_path):
+    explosion = ('--config.schedule.name=step', '--config.schedule.factor=1e30', '--config.optimizer.name=sgd')
+    workdir = tmp_path / 'run'
+    flags = (*trained.arguments, *explosion, "--config.schedule.milestones=('15steps',)", f'--workdir={workdir}')
+    ended = script('train', *flags)
+    assert ended.status == 1
+    assert ended.stderr.startswith('error: the training loss became')
+    assert 'lower config.optimizer.learning_rate' in ended.stderr
+    assert [path.name for path in (workdir / 'checkpoints').iterdir()] == ['10']
+    assert script('evaluate', f'--workdir={workdir}').status == 0
+
+
+# Evaluation and prediction.
+
+
+def test_predictions_for_the_jpeg_files_equal_those_of_evaluate(script, trained, run, tmp_path):
+    assert script('evaluate', f'--workdir={run}').status == 0
+    evaluated = pd.read_csv(run / 'evaluation' / 'test' / 'predictions.csv')
+    images = [next(trained.raw_dir.rglob(f'{name}.jpg')) for name in evaluated.image]
+    output = tmp_path / 'predictions.csv'
+    inputs = ','.join(map(str, images))
+    ended = script('predict', f'--workdir={run}', f'--inputs={inputs}', f'--output={output}')
+    assert ended.status == 0, ended.stderr
+    predicted = pd.read_csv(output)
+    assert predicted.image.tolist() == evaluated.image.tolist()
+    assert predicted.label.isna().all()
+    assert predicted.predicted.tolist() == evaluated.predicted.tolist()
+    classes = list(evaluated.columns[3:])
+    assert len(classes) == 7
+    np.testing.assert_allclose(predicted[classes], evaluated[classes], rtol=0, atol=1.01e-6)
+    assert evaluated[classes].std().min() > 1e-4  # the images do differ
+    for folder in (output.parent, run / 'evaluation' / 'test'):
+        header = (folder / 'submission.csv').read_text().splitlines()[0]
+        assert header == 'image,MEL,NV,BCC,AKIEC,BKL,DF,VASC'
+
+
+def test_a_pattern_finds_files_and_one_image_alone_gives_the_same(script, trained, run, tmp_path):
+    folder = trained.raw_dir / 'HAM10000_images_part_1'
+    for inputs in (f'{folder}/*.jpg', f'{folder}/ISIC_00000.jpg'):
+        assert script('predict', f'--workdir={run}', f'--inputs={inputs}', f'--output={tmp_path}/out.csv').status == 0
+        table = pd.read_csv(tmp_path / 'out.csv').set_index('image')
+        assert len(table) == (84 if '*' in inputs else 1)
+        row = table.loc['ISIC_00000'].drop(['label', 'predicted']).to_numpy(float)
+        if '*' in inputs:
+            expected = row
+    np.testing.assert_allclose(row, expected, rtol=0, atol=1.01e-6)
+
+
+def test_evaluation_repeats_to_the_byte_and_the_batch_size_changes_nothing(script, run):
+    directory, texts, tables = run / 'evaluation' / 'test', [], []
+    for batch_size in (16, 16, 1, 7, 256):
+        ended = script('evaluate', f'--workdir={run}', f'--batch_size={batch_size}')
+        assert ended.status == 0, ended.stderr
+        texts.append((directory / 'metrics.json').read_text())
+        tables.append(pd.read_csv(directory / 'predictions.csv'))
+    assert texts[0] == texts[1]
+    for text, table in zip(texts, tables, strict=True):
+        assert json.loads(text)['accuracy'] == json.loads(texts[0])['accuracy']
+        assert table.image.tolist() == tables[0].image.tolist()
+        np.testing.assert_allclose(table.iloc[:, 3:], tables[0].iloc[:, 3:], rtol=0, atol=1.01e-6)
+    assert json.loads(texts[0])['accuracy'] == (tables[0].label == tables[0].predicted).mean()
+    assert (directory / 'confusion_matrix.png').stat().st_size > 1000
+
+
+def test_a_fresh_process_with_one_device_says_the_same(script, run):
+    assert script('evaluate', f'--workdir={run}', '--split=validation', '--checkpoint=latest').status == 0
+    file = run / 'evaluation' / 'validation' / 'predictions.csv'
+    expected = pd.read_csv(file)
+    file.unlink()
+    environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
+    process = start_script('evaluate', f'--workdir={run}', '--split=validation', '--checkpoint=latest', env=environment)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert 'balanced_accuracy' in stdout
+    np.testing.assert_allclose(pd.read_csv(file).iloc[:, 3:], expected.iloc[:, 3:], rtol=0, atol=1.01e-6)
+
+
+# Bad input: a sentence that names what is wrong, an exit status, and no traceback.
+
+
+def assert_refused(ended, status: int, *words: str) -> None:
+    assert ended.status == status, ended
+    assert ended.stderr.startswith('error: ')
+    assert 'Traceback' not in ended.stderr
+    for word in words:
+        assert word in ended.stderr
+
+
+PREPARE = '--config=lesion/configs/ham10000.py'
+
+
+def change_metadata(raw: pathlib.Path, change) -> None:
+    path = raw / 'HAM10000_metadata.csv'
+    change(pd.read_csv(path)).to_csv(path, index=False)
+
+
+@pytest.mark.parametrize(
+    ('damage', 'words'),
+    [
+        (lambda raw: shutil.rmtree(raw), ['There is no', '/raw', '--raw_dir']),
+        (lambda raw: [path.unlink() for path in raw.rglob('*') if path.is_file()], ['/raw is empty']),
+        (lambda raw: (raw / 'HAM10000_metadata.csv').unlink(), ['has no HAM10000_metadata.csv']),
+        (
+            lambda raw: change_metadata(raw, lambda table: table.drop(columns=['dx', 'lesion_id'])),
+            ['HAM10000_metadata.csv', 'lacks the column(s) lesion_id, dx'],
+        ),
+        (
+            lambda raw: change_metadata(raw, lambda table: table.assign(dx=table.dx.replace('df', 'melanoma'))),
+            ['unknown diagnosis', 'HAM10000_metadata.csv line 38: ISIC_00240 (melanoma)', '--skip_bad'],
+        ),
+        (
+            lambda raw: change_metadata(raw, lambda table: table[(table.dx != 'df') | (table.lesion_id < 'HAM_0026')]),
+            ["Class 'df' has 2 group(s)", '3 splits'],
+        ),
+        (
+            lambda raw: next(raw.rglob('ISIC_00011.jpg')).write_bytes(b''),
+            ['ISIC_00011.jpg: the file is empty', '--skip_bad'],
+        ),
+        (
+            lambda raw: next(raw.rglob('ISIC_00110.jpg')).write_bytes(
+                next(raw.rglob('ISIC_00110.jpg')).read_bytes()[:400]
+            ),
+            ['ISIC_00110.jpg: not a readable image', '--skip_bad'],
+        ),
+    ],
+    ids=['missing', 'empty', 'no table', 'columns', 'diagnosis', 'few lesions', 'zero bytes', 'truncated'],
+)
+def test_bad_raw_files_are_refused_and_named(script, raw, tmp_path, damage, words):
+    damage(raw)
+    arguments = (PREPARE, f'--raw_dir={raw}', f'--data_dir={tmp_path}/data')
+    assert_refused(script('prepare', *arguments), 1, *words)
+    assert not list((tmp_path / 'data').rglob('audit.json'))
+    if '--skip_bad' in words and 'unknown diagnosis' not in words:
+        skipping = script('prepare', *arguments, '--skip_bad')
+        assert skipping.status == 0, skipping.stderr
+        assert 'skipped: 1' in skipping.stdout
+        assert 'images: 83' in skipping.stdout
+
+
+def test_training_prepares_only_from_sound_raw_files(script, raw, tmp_path):
+    next(raw.rglob('ISIC_00011.jpg')).write_bytes(b'')
+    flags = (f'--config.dataset.raw_dir={raw}', f'--data_dir={tmp_path}/data', f'--workdir={tmp_path}/run')
+    assert_refused(script('train', *SMALL, *flags), 1, 'ISIC_00011.jpg: the file is empty')
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('name', ['prepare', 'train'])
+def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
+    workdir = [f'--workdir={tmp_path}/run'] if name == 'train' else []
+    ended = script(name, PREPARE, f'--data_dir={tmp_path}', *workdir)
+    assert_refused(ended, 2, '--raw_dir is needed', 'https://doi.org/10.7910/DVN/DBW86T')
+
+
+@pytest.mark.parametrize(
+    ('flag', 'status', 'words'),
+    [
+        ('--config.batchsize=8', 2, ["the config has no value 'batchsize'"]),
+        ('--config.model.width=8', 2, ["no value 'width'", 'widths']),
+        ('--config.batch_size=abc', 2, ['--config.batch_size=abc', 'int']),
+        ('--config.batch_size=8.5', 2, ['--config.batch_size=8.5', 'int']),
+        ('--config.batch_size=0', 2, ['config.batch_size is 0; it must be at least 1']),
+        ('--config.batch_size=18', 2, ['config.batch_size 18 does not divide over 4 devices']),
+        ('--config.batch_size=512', 1, ['training examples are fewer than one batch of 512']),
+        ('--config.steps_per_dispatch=0', 2, ['config.steps_per_dispatch is 0']),
+        ('--config.accumulate_steps=3', 2, ['config.accumulate_steps is 3']),
+        ('--config.model.name=nope', 2, ["config.model.name is 'nope'; it may be cnn"]),
+        ('--config.optimizer.name=nope', 2, ["config.optimizer.name is 'nope'; it may be adam, adamw, sgd"]),
+        ('--config.schedule.name=nope', 2, ["config.schedule.name is 'nope'; it may be constant"]),
+        ('--config.data.transport=nope', 2, ["config.data.transport is 'nope'; it may be resident, streaming, auto"]),
+        ('--config.data.sampling=nope', 2, ["config.data.sampling is 'nope'; it may be uniform or balanced"]),
+        ('--config.dataset.name=nope', 2, ["config.dataset.name is 'nope'; it may be ham10000, demo"]),
+        ('--config.loss.class_weights=nope', 2, ["config.loss.class_weights is 'nope'; it may be none, inverse"]),
+        ('--config.monitor.metric=nope', 2, ["config.monitor.metric is 'nope'; it may be loss"]),
+        ('--config.monitor.mode=nope', 2, ["config.monitor.mode is 'nope'; it must be min or max"]),
+        ('--config.precision=float8', 2, ["config.precision is 'float8'"]),
+        ('--config.evaluate_every=3weeks', 2, ["'3weeks' is no duration"]),
+        ('--config.augment.zoom=3', 2, ['config.augment.zoom']),
+        ('--config.task=nope', 2, ["config.task is 'nope'"]),
+        ('--config.init_from=nowhere', 1, ['nowhere holds no run']),
+        ('--nope', 2, ["Unknown command line flag 'nope'"]),
+        ('nope', 2, ["unexpected argument 'nope'"]),
+    ],
+)
+def test_bad_flags_are_refused_and_named(script, trained, tmp_path, flag, status, words):
+    kept = [argument for argument in trained.arguments if argument.split('=')[0] != flag.split('=')[0]]
+    assert_refused(script('train', *kept, flag, f'--workdir={tmp_path}/run'), status, *words)
+
+
+@pytest.mark.parametrize(
+    ('config', 'words'),
+    [
+        ('lesion/configs/nowhere.py', ['lesion/configs/nowhere.py', 'No such file']),
+        ('lesion/configs/__init__.py', ["no attribute 'get_config'"]),
+        ('lesion/configs/demo.py:nope', ["'nope'; it may be cnn"]),
+    ],
+)
+def test_an_unknown_config_or_variant_is_refused_and_named(script, trained, tmp_path, config, words):
+    flags = [argument for argument in trained.arguments if not argument.startswith('--config=')]
+    ended = script('train', f'--config={config}', *flags, f'--workdir={tmp_path}/run')
+    assert_refused(ended, 2, *words)
+
+
+def test_a_required_flag_is_asked_for(script):
+    assert_refused(script('train', '--workdir=run'), 2, '--config must have a value')
+    assert_refused(script('evaluate'), 2, '--workdir must have a value')
+
+
+def test_a_workdir_of_another_config_or_task_is_refused(script, trained, run, tmp_path):
+    before = (run / 'config.json').read_bytes()
+    other = script('train', *trained.arguments, '--config.seed=3', f'--workdir={run}')
+    assert_refused(
+        other, 1, f'{run} holds a run of another config', 'config.seed: 0 before, 3 now', 'another --workdir'
+    )
+    toy = ('--config=tests/toy/configs/toy.py', '--config.task=tests.toy', f'--data_dir={tmp_path}/data')
+    assert_refused(script('train', *toy, f'--workdir={run}'), 1, 'config.task: lesion before, tests.toy now')
+    assert (run / 'config.json').read_bytes() == before
+
+
+def remove_checkpoints(run: pathlib.Path) -> None:
+    shutil.rmtree(run / 'checkpoints')
+
+
+def truncate_checkpoints(run: pathlib.Path) -> None:
+    for path in (run / 'checkpoints').glob('*/state/**/d/*'):
+        path.write_bytes(path.read_bytes()[:-100])
+
+
+def change_config(run: pathlib.Path) -> None:
+    record = json.loads((run / 'config.json').read_text())
+    record['config']['model']['widths'] = [6]
+    (run / 'config.json').write_text(json.dumps(record))
+
+
+def cut_config(run: pathlib.Path) -> None:
+    (run / 'config.json').write_text((run / 'config.json').read_text()[:300])
+
+
+@pytest.mark.parametrize(
+    ('damage', 'words'),
+    [
+        (shutil.rmtree, ['holds no run']),
+        (cut_config, ['config.json is damaged']),
+        (remove_checkpoints, ['there is no checkpoint in']),
+        (truncate_checkpoints, ['/checkpoints', 'damaged']),
+        (change_config, ['belongs to another model', 'float32[8] there, float32[6] here']),
+    ],
+)
+def test_a_damaged_run_is_refused_and_named(script, trained, run, damage, words):
+    damage(run)
+    assert_refused(script('evaluate', f'--workdir={run}'), 1, str(run), *words)
+    image = next(trained.raw_dir.rglob('*.jpg'))
+    assert_refused(script('predict', f'--workdir={run}', f'--inputs={image}'), 1, str(run), *words)
+    if damage is truncate_checkpoints:
+        assert_refused(script('train', *trained.arguments, f'--workdir={run}'), 1, str(run), *words)
+
+
+def test_an_unknown_split_checkpoint_or_data_folder_is_refused(script, run, tmp_path):
+    evaluate = ('evaluate', f'--workdir={run}')
+    assert_refused(script(*evaluate, '--split=nope'), 2, '--split=nope', 'train, validation, test')
+    assert_refused(script(*evaluate, '--checkpoint=7'), 1, "no checkpoint '7'", 'there are: best, latest', '40')
+    assert_refused(script(*evaluate, f'--data_dir={tmp_path}'), 1, f'not prepared in {tmp_path}')
+
+
+def test_predict_names_inputs_that_are_missing_or_unreadable(script, run, tmp_path):
+    (tmp_path / 'photo.jpg').write_bytes(b'no image')
+    predict = ('predict', f'--workdir={run}', f'--output={tmp_path}/out.csv')
+    assert_refused(script(*predict, f'--inputs={tmp_path}/*.png'), 1, f'no file matches --inputs={tmp_path}/*.png')
+    assert_refused(script(*predict, f'--inputs={tmp_path}/*.jpg'), 1, f'{tmp_path}/photo.jpg', 'not a readable image')
+    assert not (tmp_path / 'out.csv').exists()
+
+
+def test_errors_reach_the_shell_as_one_sentence_and_a_status(trained, run, tmp_path):
+    """The same through real processes, all at once."""
+    workdir = f'--workdir={tmp_path}/new'
+    cases = [
+        (('train', *SMALL, '--config.batchsize=8', workdir), 2, "no value 'batchsize'"),
+        (('train', *SMALL, f'--config.dataset.raw_dir={tmp_path}/none', f'--data_dir={tmp_path}', workdir), 1, '/none'),
+        (('train', *trained.arguments, '--config.seed=3', f'--workdir={run}'), 1, 'config.seed: 0 before, 3 now'),
+        (('evaluate', f'--workdir={tmp_path}/new'), 1, 'holds no run'),
+        (('evaluate', f'--workdir={run}', '--checkpoint=7'), 1, "no checkpoint '7'"),
+    ]
+    processes = [start_script(*arguments) for arguments, _, _ in cases]
+    for process, (_, status, words) in zip(processes, cases, strict=True):
+        _, stderr = process.communicate(timeout=240)
+        assert process.returncode == status, stderr
+        assert stderr.startswith('error: ')
+        assert words in stderr
+        assert 'Traceback' not in stderr

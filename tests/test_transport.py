@@ -1,0 +1,90 @@
+"""Both transports deliver the same batches bit for bit, on any number of devices and threads."""
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from jax import lax
+
+from common.data.dataset import Split
+from common.data.order import Order
+from common.data.transport import Transport, complete, is_resident
+from common.errors import UsageError
+from common.evaluation.evaluate import _Plan as EvaluationPlan
+from common.runtime import AXIS, DataParallel
+from common.training.plan import Dispatches
+
+RANDOM = np.random.default_rng(0)
+SPLIT = Split(
+    name='train',
+    columns={
+        'image': RANDOM.integers(0, 256, (37, 5, 4, 3), dtype=np.uint8),
+        'label': RANDOM.integers(0, 7, 37).astype(np.int32),
+        'value': RANDOM.normal(size=37).astype(np.float32),
+    },
+    records=pd.DataFrame({'name': range(37)}),
+)
+
+
+class Orders:
+    """The part of a TrainingPlan that Dispatches reads."""
+
+    index = Order(37, 8, 0)
+
+
+def delivered(transport: Transport, plan, parallel: DataParallel) -> list[dict[str, np.ndarray]]:
+    """Every batch as a step on the devices sees it, put together again as [steps, batch, ...]."""
+
+    def on_device(state, shared, batch):
+        return lax.all_gather(complete(batch, shared), AXIS, axis=1, tiled=True)
+
+    see = parallel.lift(on_device)
+    return [jax.tree.map(np.asarray, see(0.0, transport.shared, batch)) for batch in transport.batches(plan)]
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+@pytest.mark.parametrize(('resident', 'threads'), [(True, 2), (False, 0), (False, 1), (False, 5)])
+def test_batches_are_the_planned_rows_bit_for_bit(devices, resident, threads):
+    parallel = DataParallel(jax.devices()[:devices])
+    transport = Transport(SPLIT, {}, parallel, resident=resident, threads=threads)
+    chunks = [(0, 3), (3, 3), (6, 1), (7, 3), (10, 1), (11, 3)]
+    batches = delivered(transport, Dispatches(Orders, chunks), parallel)
+    assert len(batches) == len(chunks)
+    for batch, (first, count) in zip(batches, chunks, strict=True):
+        rows = np.stack([Orders.index(step) for step in range(first, first + count)])
+        assert set(batch) == {'index', 'mask', 'image', 'label', 'value'}
+        np.testing.assert_array_equal(batch['index'], rows)
+        np.testing.assert_array_equal(batch['mask'], np.ones((count, 8), np.float32))
+        for name, column in SPLIT.columns.items():
+            assert batch[name].dtype == column.dtype  # uint8 crosses, never float
+            np.testing.assert_array_equal(batch[name], column[rows])
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+@pytest.mark.parametrize('resident', [True, False])
+@pytest.mark.parametrize('batch_size', [4, 12, 40])
+def test_evaluation_covers_every_row_once(devices, resident, batch_size):
+    parallel = DataParallel(jax.devices()[:devices])
+    transport = Transport(SPLIT, {}, parallel, resident=resident)
+    batches = delivered(transport, EvaluationPlan([np.arange(37)], batch_size, devices), parallel)
+    index, mask, label = (np.concatenate([b[name].ravel() for b in batches]) for name in ('index', 'mask', 'label'))
+    np.testing.assert_array_equal(index[mask == 1], np.arange(37))
+    np.testing.assert_array_equal(label[mask == 1], SPLIT.columns['label'])
+    assert len(mask) == -(-37 // batch_size) * batch_size
+    assert mask.sum() == 37
+    assert len(SPLIT) == 37
+
+
+def test_a_batch_must_divide_over_the_devices():
+    with pytest.raises(UsageError, match='batch of 6 does not divide over 4 devices'):
+        DataParallel().local_part(np.zeros((1, 6)))
+
+
+def test_auto_is_resident_where_the_data_fit_and_says_so():
+    parallel = DataParallel()
+    assert is_resident('auto', 1000, parallel)[0]
+    fits, why = is_resident('auto', 2**60, parallel)
+    assert not fits
+    assert why.startswith('streaming, 1,099,511,627,776 MiB do not fit into')
+    with pytest.raises(UsageError, match=r"config\.data\.transport is 'fast'; it may be resident, streaming, auto"):
+        is_resident('fast', 0, parallel)
