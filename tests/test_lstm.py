@@ -43,10 +43,11 @@ def normal(seed: int, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.A
     return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
-def drawn_params(model: LSTM, x: jax.Array) -> Any:
-    """Parameters with nothing special about them: biases are not zero."""
-    leaves, structure = jax.tree.flatten(model.init(jax.random.key(0), x))
-    return structure.unflatten([0.5 * normal(seed, leaf.shape, leaf.dtype) for seed, leaf in enumerate(leaves)])
+def drawn_params(model: LSTM, x: jax.Array, members: tuple[int, ...] = ()) -> Any:
+    """Parameters with nothing special about them: biases are not zero. One set, or one a member."""
+    leaves, structure = jax.tree.flatten(jax.eval_shape(model.init, jax.random.key(0), x))
+    draws = [0.5 * normal(seed, members + leaf.shape, leaf.dtype) for seed, leaf in enumerate(leaves)]
+    return structure.unflatten(draws)
 
 
 def take(member: int, tree: Any) -> Any:
@@ -106,7 +107,7 @@ def test_vmapped_members_equal_each_alone(batch: int) -> None:
     with jax.enable_x64(True):
         model, x = LSTM(6, 2, param_dtype=jnp.float64), normal(1, (5, batch, 7, 3), jnp.float64)
         weights = normal(2, (batch, 7, 6), jnp.float64)
-        params = jax.vmap(model.init, (0, None))(jax.random.split(jax.random.key(0), 5), x[0])
+        params = drawn_params(model, x[0], members=(5,))
         together = jax.vmap(lambda p, x: value_and_gradients(model.apply, p, x, weights))(params, x)
         for member in range(5):
             alone = value_and_gradients(model.apply, *take(member, (params, x)), weights)
@@ -125,7 +126,7 @@ def test_pmapped_gradients_are_those_of_the_whole_batch() -> None:
         return jax.lax.pmean(gradient(params, x), AXIS)
 
     lifted = jax.pmap(device_gradient, AXIS, in_axes=(None, 0), out_axes=None)
-    assert_trees_close(lifted(params, x), gradient(params, x.reshape(-1, 6, 5)), atol=1e-6)
+    assert_trees_close(lifted(params, x), jax.jit(gradient)(params, x.reshape(-1, 6, 5)), atol=1e-6)
 
 
 def test_bidirectional_is_one_layer_each_way() -> None:
@@ -155,14 +156,15 @@ def test_outputs_never_see_later_steps() -> None:
 @pytest.mark.parametrize('batch', [4, 256])
 def test_bfloat16_stays_near_float32_and_keeps_parameter_dtype(batch: int) -> None:
     x, weights = normal(1, (batch, 40, 5)), normal(2, (batch, 40, 16))
-    params = LSTM(16, 2).init(jax.random.key(0), x)
+    # As initialised: larger recurrent weights amplify rounding from step to step, in any implementation.
+    params = jax.jit(LSTM(16, 2).init)(jax.random.key(0), x)
     exact = value_and_gradients(LSTM(16, 2).apply, params, x, weights)
     rounded = value_and_gradients(LSTM(16, 2, dtype=jnp.bfloat16).apply, params, x, weights)
     assert rounded[0].dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded[1:])} == {jnp.dtype('float32')}
     for actual, expected in zip(jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True):
         error = np.linalg.norm(np.float32(actual) - expected) / np.linalg.norm(expected)
-        assert error < 0.02  # bfloat16 rounds by up to 0.004
+        assert error < 0.01  # bfloat16 rounds by up to 0.004
 
 
 def test_cell_states_add_up_in_float32_under_bfloat16() -> None:

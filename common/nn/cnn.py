@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from common.errors import UsageError
 from common.nn.conv import convolution
 from common.nn.layers import Dropout
 from common.nn.normalisation import BatchNorm
@@ -20,7 +21,7 @@ class CNN(nn.Module):
     Attributes:
       num_classes: of the logits.
       widths: channels of each stage; after each, a 2x2 max pool halves height and width.
-      depth: convolutions in a stage.
+      depth: convolutions in every stage, or one number for each.
       dense: widths of the hidden dense layers.
       dropout: rate before every dense layer.
       pool: how the last feature map becomes a vector: 'average' over positions, or 'flatten'.
@@ -31,7 +32,7 @@ class CNN(nn.Module):
 
     num_classes: int
     widths: Sequence[int] = (32, 64, 128, 256)
-    depth: int = 2
+    depth: int | Sequence[int] = 2
     dense: Sequence[int] = (256,)
     dropout: float = 0.5
     pool: str = 'average'
@@ -42,9 +43,12 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x [batch, height, width, channels] -> logits float32 [batch, num_classes]."""
+        depths = [self.depth] * len(self.widths) if isinstance(self.depth, int) else self.depth
+        if len(depths) != len(self.widths):
+            raise UsageError(f'config.model.depth is {depths}; it must have as many numbers as widths {self.widths}')
         x = x.astype(self.dtype)
-        for width in self.widths:
-            for _ in range(self.depth):
+        for width, depth in zip(self.widths, depths, strict=True):
+            for _ in range(depth):
                 x = nn.Conv(
                     width,
                     (3, 3),

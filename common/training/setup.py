@@ -1,7 +1,6 @@
 """Puts a training together from its config: data, model, optimizer, compiled step, fresh state."""
 
 import dataclasses
-import functools
 import math
 import pathlib
 import time
@@ -25,7 +24,7 @@ from common.task import Task, task_class
 from common.training.optim import make_optimizer, make_schedule
 from common.training.plan import TrainingPlan
 from common.training.steps import init_state, make_train_step
-from common.types import Batch, Predictions, Tree
+from common.types import Array, Batch, Predictions, Tree
 
 
 @dataclasses.dataclass
@@ -84,24 +83,21 @@ class Training:
 
     def init_state(self) -> TrainState:
         """A fresh state on every device."""
-        inputs = example_inputs(self.task, self.train_split.columns, self.dataset.tables)
-        average = self.config.ema_decay > 0
-        state = init_state(self.model, self._optimizer, self.members.keys(), inputs, average=average)
-        return self.parallel.replicate(state)
+        # It runs once: optimising it would take XLA a second a parameter on a CPU, and win nothing.
+        init = jax.jit(self._init, compiler_options={'xla_backend_optimization_level': 0})
+        return self.parallel.replicate(init(self.members.keys()))
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, for restoring."""
-        inputs = example_inputs(self.task, self.train_split.columns, self.dataset.tables)
-        average = self.config.ema_decay > 0
-        shapes = jax.eval_shape(
-            functools.partial(init_state, self.model, self._optimizer, average=average),
-            self.members.keys(),
-            inputs=inputs,
-        )
+        shapes = jax.eval_shape(self._init, self.members.keys())
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.parallel.replicated),
             shapes,
         )
+
+    def _init(self, keys: Array) -> TrainState:
+        inputs = example_inputs(self.task, self.train_split.columns, self.dataset.tables)
+        return init_state(self.model, self._optimizer, keys, inputs, average=self.config.ema_decay > 0)
 
     def compile(self, state: TrainState, batch: Batch) -> tuple[Callable, str]:
         """The train step compiled ahead of time for such a batch, and its cost in words."""

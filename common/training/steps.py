@@ -40,9 +40,7 @@ def init_state(
             learning_rate_scale=jnp.ones((), jnp.float32),
         )
 
-    # It runs once: optimising it would take XLA a second a parameter on a CPU, and win nothing.
-    compiled = jax.jit(jax.vmap(init) if key.ndim else init, compiler_options={'xla_backend_optimization_level': 0})
-    return compiled(key)
+    return (jax.vmap(init) if key.ndim else init)(key)
 
 
 def make_train_step(
