@@ -99,16 +99,25 @@ def make_train_step(
         metrics['gradient_norm'] = optax.global_norm(grads)
         return _apply(state, optimizer, grads, collections, ema_decay), metrics
 
-    def step(state: TrainState, shared: Tree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        if members:
-            batch = jax.tree.map(lambda x: x.reshape(x.shape[0], members, -1, *x.shape[2:]), batch)
-        advance = jax.vmap(one_step, in_axes=(0, None, 0)) if members else one_step
+    def steps(state: TrainState, shared: Tree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         if batch['mask'].shape[0] == 1:  # a scan of one would only hide the step from the compiler
-            state, metrics = advance(state, shared, jax.tree.map(lambda x: x[0], batch))
+            state, metrics = one_step(state, shared, jax.tree.map(lambda x: x[0], batch))
             return state, jax.tree.map(lambda x: x[None], metrics)
-        return lax.scan(lambda state, batch: advance(state, shared, batch), state, batch)
+        return lax.scan(lambda state, batch: one_step(state, shared, batch), state, batch)
 
-    return step
+    def member_steps(state: TrainState, shared: Tree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        def cut(x: Array) -> Array:
+            return x.reshape(x.shape[0], members or 1, -1, *x.shape[2:]).swapaxes(0, 1)
+
+        batch = jax.tree.map(cut, batch)
+        if jax.default_backend() == 'cpu':
+            # A CPU has no idle lanes for the members to fill; one after the other, each finds its state in cache.
+            state, metrics = lax.map(lambda member: steps(member[0], shared, member[1]), (state, batch))
+        else:
+            state, metrics = jax.vmap(steps, in_axes=(0, None, 0))(state, shared, batch)
+        return state, jax.tree.map(lambda x: x.swapaxes(0, 1), metrics)
+
+    return member_steps if members else steps
 
 
 def _accumulated(
