@@ -322,6 +322,9 @@ def test_an_unknown_config_or_variant_is_refused_and_named(script, trained, tmp_
     flags = [argument for argument in trained.arguments if not argument.startswith('--config=')]
     ended = script('train', f'--config={config}', *flags, f'--workdir={tmp_path}/run')
     assert_refused(ended, 2, *words)
+    alone = script('train', f'--config={config}', f'--data_dir={trained.data_dir}', f'--workdir={tmp_path}/run')
+    assert alone.status in (1, 2)  # without overrides, the config is only read when it is used
+    assert alone.stderr.startswith('error: ')
 
 
 def test_a_required_flag_is_asked_for(script):

@@ -158,7 +158,7 @@ def test_the_first_forecast_of_a_return_is_the_naive_one(prepared):
     batch = task.preprocess(batch, dataset.tables, None)
     model = task.model()
     variables = model.init(jax.random.key(0), batch['inputs'])
-    outputs = model.apply(variables, batch['inputs'], train=True, rngs={'dropout': jax.random.key(1)})
+    outputs = model.apply(variables, batch['inputs'])
     assert outputs.shape == (8, 1)
     np.testing.assert_array_equal(outputs, 0)
     gradient = jax.grad(lambda v: task.loss(model.apply(v, batch['inputs']), batch, True).mean())(variables)

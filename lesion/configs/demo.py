@@ -11,7 +11,6 @@ def get_config(variant: str = 'cnn') -> ConfigDict:
     config = ham10000.get_config(variant)
     config.dataset = image_dataset('demo', image_size=(48, 48))
     config.duration = '20epochs'
-    config.model = ConfigDict({'name': variant, 'widths': (16, 32, 64), 'depth': 1, 'dense': (128,), 'dropout': 0.3})
-    config.ema_decay = 0.0  # too few steps to average over
+    config.model.widths = (16, 32, 64)
     config.optimizer.learning_rate = 3e-3
     return config

@@ -13,7 +13,6 @@ def get_config(variant: str = 'cnn') -> ConfigDict:
     config.dataset = image_dataset('ham10000', image_size=(96, 128))
     config.batch_size = 64
     config.duration = '25epochs'
-    config.ema_decay = 0.998
     config.data.sampling = 'balanced'
     config.augment = ConfigDict(
         {
@@ -27,10 +26,9 @@ def get_config(variant: str = 'cnn') -> ConfigDict:
         }
     )
     config.model = ConfigDict(
-        {'name': variant, 'widths': (32, 64, 128, 256), 'depth': (1, 1, 2, 2), 'dense': (128,), 'dropout': 0.3}
+        {'name': variant, 'widths': (32, 64, 128, 256), 'depth': 1, 'dense': (128,), 'dropout': 0.3}
     )
     config.loss = classification_loss()
-    config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 1e-2
     config.schedule.warmup = '1epochs'
     config.monitor.metric = 'balanced_accuracy'

@@ -8,7 +8,13 @@ from common.runtime import AXIS
 
 
 class MLP(nn.Module):
-    """Attributes: width of the hidden layer; batch_norm on it or not; dropout rate after it."""
+    """One hidden layer.
+
+    Attributes:
+      width: of the hidden layer.
+      batch_norm: whether it is normalised.
+      dropout: rate after it.
+    """
 
     width: int
     batch_norm: bool
