@@ -35,7 +35,7 @@ def base_config() -> ConfigDict:
     config.convolution = 'auto'  # on CPUs; direct: XLA's own; others by name: common/nn/conv.py
     config.ema_decay = 0.0  # 0: evaluate the weights themselves; 0.999: their moving average
     config.ensemble = 1  # models of consecutive seeds trained in one program, their predictions averaged
-    config.init_from = ''  # a run, or RUN/checkpoints/STEP, whose weights to start from
+    config.init_from = ''  # a run whose best weights to start from
     config.dataset = ConfigDict({'name': '', 'raw_dir': ''})
     config.data = ConfigDict(
         {

@@ -127,6 +127,8 @@ class Task(abc.ABC):
 
 def task_class(name: str) -> type[Task]:
     """The task of the package `name`, e.g. 'lesion'."""
+    if not name:
+        raise UsageError('config.task is empty; it must name the package of a task, e.g. lesion')
     try:
         module = importlib.import_module(f'{name}.task')
     except ModuleNotFoundError as error:

@@ -300,6 +300,8 @@ def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
         ('--config.evaluate_every=3weeks', 2, ["'3weeks' is no duration"]),
         ('--config.augment.zoom=3', 2, ['config.augment.zoom']),
         ('--config.task=nope', 2, ["config.task is 'nope'"]),
+        ('--config.task=', 2, ['config.task is empty']),
+        ('--config.dataset.image_size=3', 2, ['config.dataset.image_size is (3,); write (height, width)']),
         ('--config.init_from=nowhere', 1, ['nowhere holds no run']),
         ('--nope', 2, ["Unknown command line flag 'nope'"]),
         ('nope', 2, ["unexpected argument 'nope'"]),
@@ -315,7 +317,7 @@ def test_bad_flags_are_refused_and_named(script, trained, tmp_path, flag, status
     [
         ('lesion/configs/nowhere.py', ['lesion/configs/nowhere.py', 'No such file']),
         ('lesion/configs/__init__.py', ["no attribute 'get_config'"]),
-        ('lesion/configs/demo.py:nope', ["'nope'; it may be cnn"]),
+        ('lesion/configs/demo.py:nope', ["there is no variant 'nope', only cnn"]),
     ],
 )
 def test_an_unknown_config_or_variant_is_refused_and_named(script, trained, tmp_path, config, words):

@@ -49,7 +49,10 @@ class Decoding:
     @classmethod
     def of(cls, dataset: ConfigDict) -> 'Decoding':
         """From `config.dataset`, whose `image_size` is (height, width)."""
-        height, width = dataset.image_size
+        try:
+            height, width = dataset.image_size
+        except (TypeError, ValueError):
+            raise UsageError(f'config.dataset.image_size is {dataset.image_size}; write (height, width)') from None
         return cls(height=height, width=width, resize=dataset.resize, channels=dataset.channels)
 
     @property

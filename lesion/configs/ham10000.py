@@ -4,10 +4,15 @@ from ml_collections import ConfigDict
 
 from common.classification import classification_loss, image_dataset
 from common.config import base_config
+from common.errors import UsageError
+
+VARIANTS = ('cnn',)
 
 
 def get_config(variant: str = 'cnn') -> ConfigDict:
     """Variant `cnn`: the small CNN from scratch, sized for two CPU cores and 45 minutes."""
+    if variant not in VARIANTS:
+        raise UsageError(f'there is no variant {variant!r}, only {", ".join(VARIANTS)}')
     config = base_config()
     config.task = 'lesion'
     config.dataset = image_dataset('ham10000', image_size=(96, 128))
