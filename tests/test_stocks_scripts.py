@@ -1,0 +1,60 @@
+"""The stocks task through the launch scripts: trained, judged, walked forward, applied to a new file."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+SMALL = (
+    '--config.dataset.window=10',
+    '--config.model.hidden_size=4',
+    '--config.duration=4steps',
+    '--config.evaluate_every=2steps',
+    '--config.steps_per_dispatch=2',
+    '--config.schedule.warmup=0steps',
+    '--config.batch_size=32',
+)
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    home = tmp_path_factory.mktemp('stocks')
+    return home / 'data', home / 'runs'
+
+
+@pytest.mark.parametrize('variant', ['returns', 'per_ticker'])
+def test_demo_prices_are_trained_judged_and_forecast(script, folders, tmp_path, variant):
+    data, runs = folders
+    run = runs / variant
+    flags = [f'--config=stocks/configs/demo.py:{variant}', *SMALL, f'--data_dir={data}', f'--workdir={run}']
+    ended = script('train', *flags)
+    assert ended.status == 0, ended.stderr
+    ended = script('evaluate', f'--workdir={run}')
+    assert ended.status == 0, ended.stderr
+    metrics = json.loads((run / 'evaluation/test/metrics.json').read_text())
+    for name in ('mse_scaled', 'rmse', 'mae', 'mape', 'directional_accuracy'):
+        assert metrics[f'naive_{name}'] > 0
+    table = pd.read_csv(run / 'evaluation/test/predictions.csv')
+    assert list(table) == ['ticker', 'date', 'last_close', 'actual', 'predicted', 'lower_90', 'upper_90']
+    assert len(table) == metrics['examples']
+    days = pd.bdate_range('2013-03-04', periods=12)
+    close = 200 + np.arange(12.0)
+    prices = {'Date': days, 'Open': close, 'High': close + 1, 'Low': close - 1, 'Close': close, 'Volume': 1e6}
+    pd.DataFrame(prices).to_csv(tmp_path / 'IBM.csv', index=False)
+    ended = script('predict', f'--workdir={run}', f'--inputs={tmp_path}/IBM.csv', f'--output={tmp_path}/next.csv')
+    assert ended.status == 0, ended.stderr
+    assert pd.read_csv(tmp_path / 'next.csv')['ticker'].tolist() == ['IBM']
+
+
+def test_walking_forward_trains_and_judges_every_period(script, folders):
+    data, runs = folders
+    run = runs / 'walked'
+    flags = ['--config=stocks/configs/demo.py:returns', *SMALL, f'--data_dir={data}', f'--workdir={run}']
+    assert script('train', *flags).status == 0
+    ended = script('evaluate', f'--workdir={run}', '--walk_forward=2')
+    assert ended.status == 0, ended.stderr
+    periods = json.loads((run / 'walk_forward/metrics.json').read_text())
+    assert len(periods) == 2
+    tables = [pd.read_csv(run / f'walk_forward/{k}-of-2/evaluation/test/predictions.csv') for k in (1, 2)]
+    assert tables[0]['date'].max() < tables[1]['date'].min()
