@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from common.data.audit import Audit
+from common.data.folders import FOLDERS
 from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, images_by_stem
 from common.errors import DataError
 from lesion import synthetic
@@ -98,4 +99,4 @@ DEMO = ImageSource(
     read=read_ham10000,
     synthesize=synthetic.draw_ham10000,
 )
-SOURCES: Mapping[str, ImageSource] = {'ham10000': HAM10000, 'demo': DEMO}
+SOURCES: Mapping[str, ImageSource] = {'ham10000': HAM10000, 'demo': DEMO, 'folders': FOLDERS}
