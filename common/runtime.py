@@ -1,5 +1,6 @@
 """The machine under a run: devices, compile cache, and the lifting of a per-device function over all of them."""
 
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -44,14 +45,10 @@ def compute_dtype(precision: str) -> np.dtype:
 
 def environment() -> dict[str, Any]:
     """What a run's record says of the machine and the libraries."""
-    import flax
-    import optax
-    import orbax.checkpoint
-
-    versions = {module.__name__: module.__version__ for module in (jax, flax, optax, orbax.checkpoint, np)}
+    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     return {
         'python': platform.python_version(),
-        'versions': versions,
+        'versions': {package: importlib.metadata.version(package) for package in packages},
         'backend': jax.default_backend(),
         'devices': [device.device_kind for device in jax.devices()],
         'processes': jax.process_count(),
