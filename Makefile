@@ -1,7 +1,7 @@
 # Two commands for a fresh machine: `make train` and `make test`.
 
-# The first Python of 3.12 or newer; failing that, one that uv brings.
-PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
+# The first Python of 3.12 or newer, pyenv's too; failing that, one that uv brings.
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python); do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 DEMO ?= runs/demo
