@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from common.errors import UsageError
 from common.nn.conv import convolution
+from common.nn.grad_cam import feature_map
 from common.nn.layers import Dropout
 from common.nn.normalisation import BatchNorm
 from common.nn.pooling import max_pool
@@ -58,6 +59,7 @@ class CNN(nn.Module):
                 )(x)
                 x = BatchNorm(not train, axis_name=self.axis_name, activation='relu', dtype=self.dtype)(x)
             x = max_pool(x, (2, 2), (2, 2))
+        x = feature_map(self, x)
         x = x.mean((1, 2)) if self.pool == 'average' else x.reshape(x.shape[0], -1)
         for width in self.dense:
             x = Dropout(self.dropout, self.axis_name)(x, train=train)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from common.nn.conv import convolution
+from common.nn.grad_cam import feature_map
 from common.nn.layers import Dropout
 from common.nn.normalisation import BatchNorm
 from common.runtime import AXIS
@@ -58,6 +59,6 @@ class ResidualCNN(nn.Module):
                 before = norm()(x)
                 shortcut = x if x.shape[-1] == width else conv(width, (1, 1))(before)
                 x = shortcut + conv(width, (3, 3))(norm()(conv(width, (3, 3))(before)))
-        x = norm()(x).mean((1, 2))
+        x = feature_map(self, norm()(x)).mean((1, 2))
         x = Dropout(self.dropout, self.axis_name)(x, train=train)
         return nn.Dense(self.num_classes, dtype=jnp.float32)(x.astype(jnp.float32))
