@@ -19,9 +19,10 @@ from common.data.dataset import Dataset, Split
 from common.data.images import Decoding, decode_image
 from common.data.raw import ImageSource
 from common.errors import DataError, UsageError
-from common.evaluation import plots
-from common.evaluation.metrics import bootstrap_intervals, classification_metrics, headline_metrics
+from common.evaluation.metrics import headline_metrics
+from common.evaluation.report.classification import classification_report
 from common.evaluation.views import VIEWS
+from common.findings import Evidence, Report
 from common.runtime import compute_dtype
 from common.task import Task
 from common.types import Array, Batch, Keys, Logits, Predictions, Tree
@@ -35,10 +36,15 @@ class ClassificationTask(Task):
     class Lesion(ClassificationTask):
         sources = SOURCES      # by config.dataset.name
         models = MODELS        # by config.model.name; called with num_classes, dtype and config.model's values
+
+    Attributes:
+      classes_of_concern: lower-case names of classes that must not be missed, such as cancers; the report says what
+        finding them costs.
     """
 
     sources: ClassVar[Mapping[str, ImageSource]]
     models: ClassVar[Mapping[str, Callable[..., Any]]]
+    classes_of_concern: ClassVar[Sequence[str]] = ()
 
     def __init__(self, config: ConfigDict, info: Mapping[str, Any]):
         super().__init__(config, info)
@@ -134,24 +140,19 @@ class ClassificationTask(Task):
         del metrics['log_loss']  # the frame's `loss` is the same
         return metrics
 
-    def report(
-        self,
-        predictions: Predictions,
-        split: Split,
-        directory: pathlib.Path,
-        calibration: tuple[Predictions, Split] | None,
-    ) -> dict[str, Any]:
-        """Also writes predictions.csv and confusion_matrix.png. Intervals resample whole groups."""
-        del calibration
-        probabilities, labels = self.probabilities(predictions), np.asarray(split.columns['label'])
-        result = classification_metrics(probabilities, labels, self.class_names)
-        result['intervals_95'] = bootstrap_intervals(probabilities, labels, split.records['group'].to_numpy())
-        plots.save(
-            plots.confusion_matrix(np.array(result['confusion_matrix']), self.class_names),
-            directory / 'confusion_matrix.png',
-        )
-        self.write_predictions(predictions, split, directory / 'predictions.csv')
-        return result
+    def report(self, evidence: Evidence) -> Report:
+        """See `common.evaluation.report.classification`."""
+        self.write_predictions(evidence.predictions, evidence.split, evidence.directory / 'predictions.csv')
+        concerns = [name for name in self.class_names if name.casefold() in self.classes_of_concern]
+        return classification_report(evidence, self.class_names, concerns, self.subgroups(evidence.split.records))
+
+    def subgroups(self, records: pd.DataFrame) -> Mapping[str, pd.Series]:
+        """Partitions of the examples whose parts the report judges one by one: by title, the part of each example."""
+        del records
+        return {}
+
+    def meaning(self) -> Any:
+        return {'class_names': self.class_names}
 
     def read_inputs(self, paths: Sequence[pathlib.Path]) -> Split:
         """Image files, decoded exactly as `prepare` does."""

@@ -4,7 +4,7 @@ import abc
 import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from common.data.audit import Audit
 from common.data.dataset import Dataset, Split
 from common.errors import UsageError
+from common.findings import Evidence, Report
 from common.types import Array, Batch, Keys, Predictions, Tree
 
 
@@ -20,7 +21,12 @@ class Task(abc.ABC):
 
     Everything that runs on the device (`preprocess`, `loss`, `outputs`) is pure, sees one device's part of the
     batch and returns one row per example; the frame applies the padding mask and the mean.
+
+    Attributes:
+      notice: the sentence at the top of every report.
     """
+
+    notice: ClassVar[str] = 'Research software.'
 
     def __init__(self, config: ConfigDict, info: Mapping[str, Any]):
         """`info` is `Dataset.info`, fresh from the data or from a run's config.json."""
@@ -79,7 +85,7 @@ class Task(abc.ABC):
         raise UsageError(f'--views={name}: the task {self.config.task!r} has no views')
 
     def average_views(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """What `outputs` gave for each view, [views, batch, ...], as one prediction [batch, ...]."""
+        """What `outputs` gave for each view, or each of several runs, [views, batch, ...], as one [batch, ...]."""
         return {name: output.mean(0) for name, output in outputs.items()}
 
     def step_metrics(self, outputs: Tree, batch: Batch) -> dict[str, Array]:
@@ -94,18 +100,12 @@ class Task(abc.ABC):
         """Scalars cheap enough for every validation during training."""
 
     @abc.abstractmethod
-    def report(
-        self,
-        predictions: Predictions,
-        split: Split,
-        directory: pathlib.Path,
-        calibration: tuple[Predictions, Split] | None,
-    ) -> dict[str, Any]:
-        """Writes predictions, tables and plots into `directory`; returns what goes into metrics.json.
+    def report(self, evidence: Evidence) -> Report:
+        """Figures, tables and plots; writes predictions.csv, and tables of the task's own, into the directory."""
 
-        `calibration` is what the same model said of the validation split, for whatever must be fitted on other
-        examples than those it is judged on; None where that is the split reported on.
-        """
+    def meaning(self) -> Any:
+        """What must be equal for predictions of two runs to be averaged, e.g. class names."""
+        return self.info
 
     @abc.abstractmethod
     def read_inputs(self, paths: Sequence[pathlib.Path]) -> Split:

@@ -1,7 +1,9 @@
-"""Restores a run and judges it on a split; the results go to RUN/evaluation/SPLIT.
+"""Restores a run and judges it on a split; the results, report.html among them, go to RUN/evaluation/SPLIT.
 
-python -m experiments.evaluate --workdir=RUN [--split=test] [--checkpoint=best|latest|STEP] [--data_dir=DATA]
-                               [--views=flip|ten_crop|dihedral] [--walk_forward=K]
+Of several runs, --workdir=A,B,C, the predictions are averaged; the results go to A/evaluation/SPLIT-ensemble-of-3.
+
+python -m experiments.evaluate --workdir=RUN[,RUN...] [--split=test] [--checkpoint=best|latest|STEP]
+                               [--data_dir=DATA] [--views=flip|ten_crop|dihedral] [--walk_forward=K]
 """
 
 import pathlib
@@ -9,12 +11,13 @@ import pathlib
 from absl import flags
 
 from common import runtime
+from common.errors import UsageError
 from common.evaluation.judge import judge
 from common.evaluation.views import VIEWS
 from common.training.folds import walk_forward
 from experiments import launch
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
+_WORKDIR = flags.DEFINE_list('workdir', None, 'Folder of the run, or of several to average.', required=True)
 _SPLIT = flags.DEFINE_string('split', 'test', 'Split to judge on.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, or a step.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of prepared data sets. Default: the one trained from.')
@@ -27,11 +30,14 @@ _WALK_FORWARD = flags.DEFINE_integer(
 
 def main() -> None:
     runtime.start()
-    workdir, data_dir = pathlib.Path(_WORKDIR.value), pathlib.Path(_DATA_DIR.value) if _DATA_DIR.value else None
+    workdirs = [pathlib.Path(workdir) for workdir in _WORKDIR.value]
+    data_dir = pathlib.Path(_DATA_DIR.value) if _DATA_DIR.value else None
     if _WALK_FORWARD.value:
-        directory, lines = walk_forward(workdir, data_dir, _WALK_FORWARD.value)
+        if len(workdirs) > 1:
+            raise UsageError('--walk_forward trains the config of one run anew; give one --workdir')
+        directory, lines = walk_forward(workdirs[0], data_dir, _WALK_FORWARD.value)
     else:
-        directory, lines = judge(workdir, _SPLIT.value, _CHECKPOINT.value, data_dir, _BATCH_SIZE.value, _VIEWS.value)
+        directory, lines = judge(workdirs, _SPLIT.value, _CHECKPOINT.value, data_dir, _BATCH_SIZE.value, _VIEWS.value)
     print('\n'.join(lines))
     print(f'results: {directory}')
 

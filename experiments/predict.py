@@ -1,6 +1,6 @@
 """Restores a run and applies it to files of your own.
 
-python -m experiments.predict --workdir=RUN --inputs='photos/*.jpg' --output=predictions.csv
+python -m experiments.predict --workdir=RUN[,RUN...] --inputs='photos/*.jpg' --output=predictions.csv
 """
 
 import glob
@@ -10,11 +10,10 @@ from absl import flags
 
 from common import runtime
 from common.errors import DataError
-from common.evaluation.judge import predict
-from common.evaluation.restore import restore
+from common.evaluation.predict import average, predict, restore_all
 from experiments import launch
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
+_WORKDIR = flags.DEFINE_list('workdir', None, 'Folder of the run, or of several to average.', required=True)
 _INPUTS = flags.DEFINE_list('inputs', None, "Files, or patterns in quotes: 'photos/*.jpg'.", required=True)
 _OUTPUT = flags.DEFINE_string('output', 'predictions.csv', 'Table to write.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, or a step.')
@@ -25,10 +24,12 @@ def main() -> None:
     if not paths:
         raise DataError(f'no file matches --inputs={",".join(_INPUTS.value)}')
     runtime.start()
-    run, output = restore(_WORKDIR.value, _CHECKPOINT.value), pathlib.Path(_OUTPUT.value)
-    split = run.task.read_inputs(paths)
-    run.task.write_predictions(predict(run, split), split, output)
-    print(f'{len(split)} predictions: {output}')
+    workdirs, output = [pathlib.Path(workdir) for workdir in _WORKDIR.value], pathlib.Path(_OUTPUT.value)
+    runs = restore_all(workdirs, _CHECKPOINT.value)
+    splits = [run.task.read_inputs(paths) for run in runs]  # each as its own model wants it
+    said = average(runs, [predict(run, split) for run, split in zip(runs, splits, strict=True)])
+    runs[0].task.write_predictions(said, splits[0], output)
+    print(f'{len(splits[0])} predictions: {output}')
 
 
 if __name__ == '__main__':

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from common import runtime
 from common.evaluation import plots
+from common.history import read_history
 from common.task import task_class
-from common.training.journal import read_history
 from common.training.loop import train
 from common.training.setup import make_training
 from common.training.start import begin

@@ -21,6 +21,7 @@ class Expressions(ClassificationTask):
 
     sources = SOURCES
     models = MODELS
+    notice = 'Research software. A guess from a picture of a face is no judgement of what a person feels or is.'
 
     @classmethod
     def load(cls, config: ConfigDict, data_dir: pathlib.Path) -> Dataset:

@@ -1,4 +1,4 @@
-"""The report on a split: every figure beside the same of the baselines, intervals, tables and plots."""
+"""The report on a split: every figure beside the same of the baselines, intervals, and tables."""
 
 import math
 import pathlib
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.evaluation.plots import save
-from stocks import intervals, plots
+from common.findings import Report
+from stocks import intervals
 from stocks.forecast_metrics import (
     diebold_mariano,
     price_errors,
@@ -19,8 +19,9 @@ from stocks.forecast_metrics import (
     skill_interval,
 )
 from stocks.scaling import TargetScaler
+from stocks.sections import HEADLINES, sections, verdict
 
-HEADLINES = ('mse_scaled', 'rmse', 'mae', 'mape', 'relative_rmse', 'directional_accuracy')
+BESIDE_NAIVE = ('mse_scaled', 'rmse', 'mae', 'mape', 'relative_rmse', 'directional_accuracy')
 NOTES = {
     'prices': 'in the units of the prepared prices, adjusted where the config says so',
     'skill': '1 - RMSE / RMSE of the last close, of errors relative to the last close, so that dear stocks do not '
@@ -31,15 +32,15 @@ NOTES = {
 }
 
 
-def write_report(
+def forecast_report(
     records: pd.DataFrame,
     forecast: np.ndarray,
     scaler: TargetScaler,
     horizon: int,
     calibration_scores: np.ndarray | None,
     directory: pathlib.Path,
-) -> dict[str, Any]:
-    """Writes predictions.csv, tickers.csv and the figures; returns the content of metrics.json.
+) -> Report:
+    """Writes predictions.csv and tickers.csv.
 
     Args:
       records: of the split, as `stocks.panel.records_of` makes them, with the ticker.
@@ -70,11 +71,10 @@ def write_report(
     lower, upper = intervals.bounds(records, forecast, half_widths.get(0.9, math.nan))
     predictions = records.assign(predicted=forecast, lower_90=lower, upper_90=upper)
     _write_tables(predictions, tickers, directory)
-    _draw(predictions, tickers, repeats, directory)
     headlines = {
-        key: value for name in HEADLINES for key, value in _beside(name, table['model'], table['naive']).items()
+        key: value for name in BESIDE_NAIVE for key, value in _beside(name, table['model'], table['naive']).items()
     }
-    report = {
+    metrics = {
         **headlines,
         'skill': pooled['skill'],
         'skill_of_drift': table['drift']['skill'],
@@ -91,7 +91,9 @@ def write_report(
         'tickers': tickers,
         'notes': NOTES,
     }
-    return _finite(report)
+    metrics = _finite(metrics)
+    metrics['verdict'] = verdict(metrics)
+    return Report(metrics=metrics, headlines=HEADLINES, sections=sections(metrics, predictions))
 
 
 def _figures(records: pd.DataFrame, prices: np.ndarray, scaler: TargetScaler | None) -> dict[str, float]:
@@ -128,18 +130,6 @@ def _write_tables(predictions: pd.DataFrame, tickers: Mapping[str, Any], directo
     flat.insert(0, 'ticker', list(tickers))
     flat['skill_low'], flat['skill_high'] = ends['low'], ends['high']
     flat.to_csv(directory / 'tickers.csv', index=False, float_format='%.6g')
-
-
-def _draw(
-    predictions: pd.DataFrame, tickers: Mapping[str, Any], repeats: Mapping[str, Any], directory: pathlib.Path
-) -> None:
-    known = {ticker: figures for ticker, figures in tickers.items() if not math.isnan(figures['skill'])}
-    skills = {ticker: figures['skill'] for ticker, figures in known.items()}
-    ends = {ticker: figures['skill_interval_95'] for ticker, figures in known.items()}
-    save(plots.forecasts(predictions, skills), directory / 'forecasts.png')
-    save(plots.residuals(predictions), directory / 'residuals.png')
-    save(plots.skill_by_ticker(skills, ends), directory / 'skill_by_ticker.png')
-    save(plots.returns(predictions, repeats), directory / 'returns.png')
 
 
 def _finite(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The stocks task: forecasts of daily prices, always beside the naive forecast."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from common.config import choose
 from common.data.audit import Audit
 from common.data.dataset import Dataset, Split
 from common.errors import DataError, UsageError
+from common.findings import Evidence, Report
 from common.task import Task
 from common.types import Array, Batch, Keys, Predictions, Tree
 from stocks import datasets, intervals
@@ -25,7 +27,7 @@ from stocks.forecast_metrics import price_errors, skill
 from stocks.models import Forecaster
 from stocks.panel import feature_values, records_of
 from stocks.periods import walk_forward_dates
-from stocks.report import write_report
+from stocks.report import forecast_report
 from stocks.scaling import Scaler, TargetScaler, scaler_of, target_scaler
 
 MEDIAN = 0.5
@@ -33,6 +35,8 @@ MEDIAN = 0.5
 
 class Stocks(Task):
     """Windows of daily prices in, the close `horizon` rows later out; one model for all tickers or one for each."""
+
+    notice = 'Research software. It gives no financial advice.'
 
     def __init__(self, config: ConfigDict, info: Mapping[str, Any]):
         super().__init__(config, info)
@@ -120,24 +124,32 @@ class Stocks(Task):
             'skill': skill((forecast - actual) / last_close, 1 - actual / last_close),
         }
 
-    def report(
-        self,
-        predictions: Predictions,
-        split: Split,
-        directory: pathlib.Path,
-        calibration: tuple[Predictions, Split] | None,
-    ) -> dict[str, Any]:
-        """Writes predictions.csv, tickers.csv and figures; see `stocks.report`."""
-        scores = None
-        if calibration is not None:
-            scores = intervals.scores(calibration[1].records, self.prices(*calibration))
-        forecast, scaler = self.prices(predictions, split), self._target_scaler(split)
-        report = write_report(split.records, forecast, scaler, self.config.dataset.horizon, scores, directory)
-        if self._quantiles:
-            below = split.columns['target'][:, None] <= predictions['forecast']
-            shares = below.mean(axis=0).tolist()
-            report['share_below_quantile'] = dict(zip(map(str, self._quantiles), shares, strict=True))
-        return report
+    def report(self, evidence: Evidence) -> Report:
+        """Also writes tickers.csv; see `stocks.report`."""
+        predictions, split, scores = evidence.predictions, evidence.split, None
+        if evidence.calibration is not None:
+            said, validation = evidence.calibration
+            scores = intervals.scores(validation.records, self.prices(said, validation))
+        forecast, scaler, horizon = (
+            self.prices(predictions, split),
+            self._target_scaler(split),
+            self.config.dataset.horizon,
+        )
+        report = forecast_report(split.records, forecast, scaler, horizon, scores, evidence.directory)
+        if not self._quantiles:
+            return report
+        below = (split.columns['target'][:, None] <= predictions['forecast']).mean(axis=0)
+        shares = dict(zip(map(str, self._quantiles), below.tolist(), strict=True))
+        return dataclasses.replace(report, metrics={**report.metrics, 'share_below_quantile': shares})
+
+    def meaning(self) -> Any:
+        dataset = self.config.dataset
+        return {
+            **self.info,
+            'dataset.target': dataset.target,
+            'dataset.horizon': dataset.horizon,
+            'loss.quantiles': self._quantiles,
+        }
 
     def read_inputs(self, paths: Sequence[pathlib.Path]) -> Split:
         """The last window of every ticker in the files.

@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from common.classification import ClassificationTask
 from common.data.dataset import Split
-from common.evaluation.judge import predict
+from common.evaluation.predict import predict
 from common.evaluation.restore import restore
 from common.evaluation.views import CROP, VIEWS, dihedral, flip, ten_crop
 from common.task import Task

@@ -12,7 +12,8 @@ import pytest
 
 from common.checkpoint import Checkpoints
 from common.errors import TrainingDivergedError, UserError
-from common.training.journal import Journal, read_history
+from common.history import read_history
+from common.training.journal import Journal
 from common.training.loop import Outcome, train
 from common.training.plan import chunks
 from common.training.setup import Training, make_training

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
 
-from common.training.journal import read_history
+from common.history import read_history
 from tests.conftest import SMALL, Trained, draw_raw, making, run_script, start_script
 
 LONG = ('--config.duration=80steps', '--config.evaluate_every=10steps', '--config.ema_decay=0.99')

@@ -1,88 +1,138 @@
-"""A restored run against a split: predictions, the task's report, and metrics.json."""
+"""A restored run, or several together, against a split: predictions, the task's report, metrics.json, the page."""
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from common.data.dataset import Dataset, Split
-from common.data.transport import Transport
 from common.errors import DataError, UsageError
-from common.evaluation.evaluate import Evaluator
-from common.evaluation.restore import Run, restore
-from common.runtime import DataParallel
+from common.evaluation.predict import average, explain, predict, restore_all
+from common.evaluation.report.page import Page, write_page
+from common.evaluation.report.run import averaged_section, run_section
+from common.evaluation.restore import Run
+from common.findings import Evidence, Report, Section
 from common.types import Predictions
 
 CALIBRATION = 'validation'
 
 
 def judge(
-    workdir: pathlib.Path,
+    workdirs: Sequence[pathlib.Path],
     split: str,
     checkpoint: str,
     data_dir: pathlib.Path | None,
     batch_size: int = 0,
     views: str | None = None,
 ) -> tuple[pathlib.Path, list[str]]:
-    """Evaluates a run on `split` and writes metrics.json and the task's own files.
+    """Evaluates a run, or several whose predictions are averaged, and writes metrics.json, report.html and tables.
 
     With `views`, a second evaluation averages over these views (`Task.views`); its report goes beside the plain one,
     in metrics.json under 'test_time_augmentation', and its files into a folder of the views' name.
 
     Returns:
-      The folder `workdir/evaluation/split` and the headline figures as lines to print.
+      The folder evaluation/SPLIT of the first run (of several, evaluation/SPLIT-ensemble-of-N), and the headline
+      figures as lines to print.
 
     Raises:
-      UserError: if there is no such run, checkpoint or split, or the data are others than trained on.
+      UserError: if there is no such run, checkpoint or split, the data are others than trained on, or the runs
+        cannot be averaged.
     """
-    run = restore(workdir, checkpoint)
-    dataset = type(run.task).load(run.record.config, data_dir or pathlib.Path(run.record.data_dir))
-    if json.loads(json.dumps(dataset.info)) != run.record.info:
-        raise DataError(f'the data set is not the one that {workdir} was trained on: {_difference(dataset.info, run)}')
-    if split not in dataset.splits:
-        raise UsageError(f'--split={split}: there is none of that name, only {", ".join(dataset.splits)}')
-    directory = workdir / 'evaluation' / split
+    panel = _Panel(restore_all(workdirs, checkpoint), data_dir, split, batch_size)
+    directory = workdirs[0] / 'evaluation' / (split if len(workdirs) == 1 else f'{split}-ensemble-of-{len(workdirs)}')
     directory.mkdir(parents=True, exist_ok=True)
-    report = _report(run, dataset, split, directory, batch_size, None)
-    result = {'split': split, 'examples': len(dataset.splits[split]), 'step': run.step, **report}
-    lines = headlines(result)
+    report = panel.report(directory)
+    result = {'split': split, 'examples': len(panel.split), **panel.origin(), **report.metrics}
+    lines, sections = headlines(result), [run_section(run, number) for number, run in enumerate(panel.runs, 1)]
     if views:
         (directory / views).mkdir(exist_ok=True)
-        averaged = _report(run, dataset, split, directory / views, batch_size, views)
-        result['test_time_augmentation'] = {'views': views, **averaged}
-        lines += ['', f'averaged over views ({views}):', *headlines(averaged)]
+        averaged = panel.report(directory / views, views)
+        panel.write_page(directory / views, averaged, sections, f', averaged over views ({views})')
+        result['test_time_augmentation'] = {'views': views, **averaged.metrics}
+        lines += ['', f'averaged over views ({views}):', *headlines(averaged.metrics)]
+        sections.insert(0, averaged_section(views, report, averaged))
+    panel.write_page(directory, report, sections)
     (directory / 'metrics.json').write_text(json.dumps(result, indent=2, allow_nan=False) + '\n', encoding='utf-8')
     return directory, lines
 
 
-def _report(
-    run: Run, dataset: Dataset, split: str, directory: pathlib.Path, batch_size: int, views: str | None
-) -> dict[str, Any]:
-    names = [split] if split == CALIBRATION or CALIBRATION not in dataset.splits else [split, CALIBRATION]
-    said = {name: predict(run, dataset.splits[name], dataset.tables, batch_size, views) for name in names}
-    calibration = (said[CALIBRATION], dataset.splits[CALIBRATION]) if len(names) > 1 else None
-    return run.task.report(said[split], dataset.splits[split], directory, calibration)
+class _Panel:
+    """The runs that judge together, each with the data set as it was trained on it."""
+
+    def __init__(self, runs: Sequence[Run], data_dir: pathlib.Path | None, split: str, batch_size: int):
+        self.runs, self._batch_size = runs, batch_size
+        self._datasets = [_dataset(run, data_dir) for run in runs]
+        splits = self._datasets[0].splits
+        if split not in splits:
+            raise UsageError(f'--split={split}: there is none of that name, only {", ".join(splits)}')
+        for run, dataset in zip(runs, self._datasets, strict=True):
+            _check_same_examples(splits, dataset.splits, runs[0], run)
+        self.split = splits[split]
+        self._validation = splits[CALIBRATION] if split != CALIBRATION and CALIBRATION in splits else None
+
+    def report(self, directory: pathlib.Path, views: str | None = None) -> Report:
+        evidence = Evidence(
+            predictions=self._predict(self.split.name, views),
+            split=self.split,
+            calibration=None if self._validation is None else (self._predict(CALIBRATION, views), self._validation),
+            directory=directory,
+            explain=self._explain,
+        )
+        return self.runs[0].task.report(evidence)
+
+    def write_page(self, directory: pathlib.Path, report: Report, sections: Sequence[Section], how: str = '') -> None:
+        """The report of the task, followed by `sections`."""
+        config, split = self.runs[0].record.config, self.split
+        judges = ', '.join(f'{run.workdir.resolve().name} (checkpoint of step {run.step:,})' for run in self.runs)
+        page = Page(
+            title=f'{config.task.capitalize()}: {config.dataset.name}, {split.name} split',
+            subtitle=f'{len(split):,} examples, judged by {judges}{how}',
+            notice=self.runs[0].task.notice,
+            metrics=report.metrics,
+            headlines=report.headlines,
+            sections=[*report.sections, *sections],
+        )
+        write_page(page, directory)
+
+    def origin(self) -> dict[str, Any]:
+        """For metrics.json, where the predictions are from."""
+        if len(self.runs) == 1:
+            return {'step': self.runs[0].step}
+        return {'runs': [{'workdir': str(run.workdir), 'step': run.step} for run in self.runs]}
+
+    def _predict(self, split: str, views: str | None) -> Predictions:
+        said = [
+            predict(run, dataset.splits[split], dataset.tables, self._batch_size, views)
+            for run, dataset in zip(self.runs, self._datasets, strict=True)
+        ]
+        return average(self.runs, said)
+
+    def _explain(self, rows: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
+        return [
+            heat
+            for run, dataset in zip(self.runs, self._datasets, strict=True)
+            for heat in explain(run, dataset.splits[self.split.name], dataset.tables, rows, classes)
+        ]
 
 
-def predict(
-    run: Run,
-    split: Split,
-    tables: Mapping[str, np.ndarray] | None = None,
-    batch_size: int = 0,
-    views: str | None = None,
-) -> Predictions:
-    """What the run's model, or all members together, say of every example of `split`, in its order."""
-    parallel = DataParallel()
-    config, members = run.record.config, run.members
-    transport = Transport(split, tables or {}, parallel, resident=False, threads=config.data.threads)
-    rows = members.rows(run.task, split)
-    evaluator = Evaluator(run.task, run.model, parallel, members=members.count, views=views)
-    labelled = 'label' in split.columns or 'target' in split.columns
-    variables = parallel.replicate(run.variables)
-    parts = evaluator(variables, transport, rows, batch_size or config.batch_size, labelled=labelled)
-    return members.combine(parts, rows) if members.count else parts[0]
+def _dataset(run: Run, data_dir: pathlib.Path | None) -> Dataset:
+    dataset = type(run.task).load(run.record.config, data_dir or pathlib.Path(run.record.data_dir))
+    if json.loads(json.dumps(dataset.info)) != run.record.info:
+        difference = _difference(dataset.info, run)
+        raise DataError(f'the data set is not the one that {run.workdir} was trained on: {difference}')
+    return dataset
+
+
+def _check_same_examples(here: Mapping[str, Split], there: Mapping[str, Split], first: Run, other: Run) -> None:
+    """All splits, because what one run is judged on, another must not have trained on."""
+    for name, split in here.items():
+        if name not in there or not split.records.equals(there[name].records):
+            raise UsageError(
+                f'--workdir: {other.workdir} and {first.workdir} cannot be averaged, their {name} splits differ in '
+                f'their examples. Give runs that were trained on the same split of the same data.'
+            )
 
 
 def headlines(result: Mapping[str, Any]) -> list[str]:

@@ -54,7 +54,8 @@ def confusion_matrix(counts: Sequence[Sequence[int]] | np.ndarray, class_names: 
     shares = counts / np.maximum(totals, 1)
     names = [_wrapped(name, 16) for name in class_names]
     side = 0.72 * len(names)
-    figure = _figure(side + 2.6, side + 1.9)
+    slanted = max(map(len, names)) > 10
+    figure = _figure(side + 2.6, side + (1.9 if slanted else 1.2))
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
@@ -62,7 +63,7 @@ def confusion_matrix(counts: Sequence[Sequence[int]] | np.ndarray, class_names: 
         colour = 'white' if shares[row, column] > 0.55 else _STYLE['ink']
         axes.text(column, row, f'{count:,}{share}', ha='center', va='center', color=colour, size=_STYLE['text'])
     ticks = range(len(names))
-    if max(map(len, names)) > 10:
+    if slanted:
         axes.set_xticks(ticks, names, rotation=40, ha='right', rotation_mode='anchor')
     else:
         axes.set_xticks(ticks, names)
@@ -115,7 +116,7 @@ def roc_curves(probabilities: np.ndarray, labels: np.ndarray, class_names: Seque
 
     Takes float [n, classes] and int [n]. A class without positives, or without negatives, has no curve.
     """
-    figure, axes = _square()
+    figure, axes = _square(len(class_names))
     axes.plot([0, 1], [0, 1], color=_STYLE['faint'], lw=1, ls='--', zorder=0)
     for index, name in enumerate(class_names):
         positives = labels == index
@@ -124,7 +125,7 @@ def roc_curves(probabilities: np.ndarray, labels: np.ndarray, class_names: Seque
             area = sk.auc(false_positives, true_positives)
             _curve(axes, index, false_positives, true_positives, f'{_wrapped(name, 28)}  {area:.3f}')
     _dress(axes, 'ROC, one class against the rest', 'False positive rate', 'True positive rate')
-    _legend(figure, title='Class, area under curve', loc='outside right center')
+    _legend(figure, title='Class, area under curve', loc='outside lower center', ncols=2)
     return figure
 
 
@@ -135,7 +136,7 @@ def precision_recall_curves(probabilities: np.ndarray, labels: np.ndarray, class
     (Davis & Goadrich 2006); the number beside a class is its average precision, then its prevalence,
     which is what guessing would reach.
     """
-    figure, axes = _square()
+    figure, axes = _square(len(class_names))
     for index, name in enumerate(class_names):
         positives = labels == index
         if 0 < positives.sum() < len(labels):
@@ -144,7 +145,7 @@ def precision_recall_curves(probabilities: np.ndarray, labels: np.ndarray, class
             label = f'{_wrapped(name, 28)}  {average:.3f} ({positives.mean():.3f})'
             _curve(axes, index, recall, precision, label, drawstyle='steps-post')
     _dress(axes, 'Precision and recall, one class against the rest', 'Recall', 'Precision')
-    _legend(figure, title='Class, average precision (prevalence)', loc='outside right center')
+    _legend(figure, title='Class, average precision (prevalence)', loc='outside lower center', ncols=2)
     return figure
 
 
@@ -185,7 +186,8 @@ def _title(name: str) -> str:
 
 
 def _wrapped(name: str, width: int) -> str:
-    return textwrap.fill(name, width, break_on_hyphens=False)
+    """The name over several lines, as it is: a dollar sign in it begins no formula."""
+    return textwrap.fill(name, width, break_on_hyphens=False).replace('$', r'\$')
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -193,8 +195,9 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout=engine)
 
 
-def _square() -> tuple[Figure, Axes]:
-    figure = _figure(7.8, 4.7)
+def _square(entries: int) -> tuple[Figure, Axes]:
+    """The unit square, with room below for a legend of so many entries in two columns."""
+    figure = _figure(5.2, 4.9 + 0.2 * -(-entries // 2))
     axes = figure.add_subplot()
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect='equal')
     return figure, axes

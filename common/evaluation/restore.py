@@ -25,6 +25,7 @@ from common.types import Tree
 class Run:
     """A restored run; `variables` is what `model.apply` takes, stacked over members where there are several."""
 
+    workdir: pathlib.Path
     record: RunRecord
     task: Task
     model: Any
@@ -54,7 +55,7 @@ def restore(workdir: str | os.PathLike[str], checkpoint: str = 'best') -> Run:
     step = checkpoints.find(checkpoint)
     variables = checkpoints.restore_variables(abstract, step)
     checkpoints.close()
-    return Run(record, task, model, members, variables, step)
+    return Run(workdir, record, task, model, members, variables, step)
 
 
 def example_inputs(task: Task, columns: Mapping[str, Any], tables: Mapping[str, Any]) -> Tree:

@@ -7,6 +7,8 @@ from typing import Any
 from common.config import load_run
 from common.errors import UserError
 from common.evaluation.judge import judge
+from common.evaluation.report.page import Page, write_page
+from common.evaluation.report.run import periods_section
 from common.task import task_class
 from common.training.loop import train
 from common.training.setup import make_training
@@ -19,15 +21,17 @@ def walk_forward(workdir: pathlib.Path, data_dir: pathlib.Path | None, folds: in
     What an interrupted call has finished is kept: called again, it goes on.
 
     Returns:
-      The folder workdir/walk_forward, whose metrics.json lists every period, and a line for each to print.
+      The folder workdir/walk_forward, whose metrics.json and report.html list every period, and a line for each to
+      print.
 
     Raises:
       UserError: if `workdir` holds no run, its task has no order in time, or a period is too short.
     """
     record, home = load_run(workdir), workdir / 'walk_forward'
+    kind = task_class(record.config.task)
     data_dir = data_dir or pathlib.Path(record.data_dir)
     results: list[dict[str, Any]] = []
-    for number, config in enumerate(task_class(record.config.task).walk_forward(record.config, data_dir, folds), 1):
+    for number, config in enumerate(kind.walk_forward(record.config, data_dir, folds), 1):
         fold = home / f'{number}-of-{folds}'
         training = make_training(config, data_dir)
         state, progress, checkpoints, _ = begin(training, fold, data_dir)
@@ -37,9 +41,18 @@ def walk_forward(workdir: pathlib.Path, data_dir: pathlib.Path | None, folds: in
             checkpoints.close()
         if outcome.ended == 'interrupted':
             raise UserError(f'interrupted in period {number} of {folds}; the same command goes on from there')
-        directory, _ = judge(fold, 'test', 'best', data_dir)
+        directory, _ = judge([fold], 'test', 'best', data_dir)
         results.append(json.loads((directory / 'metrics.json').read_text(encoding='utf-8')))
     (home / 'metrics.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
+    page = Page(
+        title=f'{record.config.task.capitalize()}: {record.config.dataset.name}, walk-forward',
+        subtitle=f'{workdir.resolve().name} trained anew and judged on {folds} consecutive periods',
+        notice=kind.notice,
+        metrics={},
+        headlines=(),
+        sections=[periods_section(results)],
+    )
+    write_page(page, home)
     lines = [_line(number, result) for number, result in enumerate(results, 1)]
     return home, [f'walk-forward over {folds} periods', *lines]
 

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from tensorboardX import SummaryWriter
 
-METRICS_FILE = 'metrics.jsonl'
+from common.history import METRICS_FILE, read_history
 
 
 class Journal:
@@ -39,20 +39,6 @@ class Journal:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
-
-
-def read_history(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a last line cut short by a kill is left out."""
-    path = workdir / METRICS_FILE
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding='utf-8').splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
 
 
 class ProgressLine:

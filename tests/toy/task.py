@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from common.data.audit import Audit
 from common.data.dataset import Dataset, Split
+from common.findings import Evidence, Report
 from common.task import Task
 from common.types import Array, Batch, Keys, Predictions, Tree
 
@@ -51,15 +51,9 @@ class Toy(Task):
     def metrics(self, predictions: Predictions, split: Split) -> dict[str, float]:
         return {'mae': float(np.abs(predictions['value'] - split.columns['target']).mean())}
 
-    def report(
-        self,
-        predictions: Predictions,
-        split: Split,
-        directory: pathlib.Path,
-        calibration: tuple[Predictions, Split] | None,
-    ) -> dict[str, Any]:
-        self.write_predictions(predictions, split, directory / 'predictions.csv')
-        return self.metrics(predictions, split)
+    def report(self, evidence: Evidence) -> Report:
+        self.write_predictions(evidence.predictions, evidence.split, evidence.directory / 'predictions.csv')
+        return Report(metrics=self.metrics(evidence.predictions, evidence.split))
 
     def read_inputs(self, paths: Sequence[pathlib.Path]) -> Split:
         return datasets.split_of('inputs', pd.concat([pd.read_csv(path) for path in paths]))
