@@ -1,5 +1,6 @@
 """A restored run, or several together, against a split: predictions, the task's report, metrics.json, the page."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -45,15 +46,15 @@ def judge(
     directory.mkdir(parents=True, exist_ok=True)
     report = panel.report(directory)
     result = {'split': split, 'examples': len(panel.split), **panel.origin(), **report.metrics}
-    lines, sections = headlines(result), [run_section(run, number) for number, run in enumerate(panel.runs, 1)]
+    lines, trained = headlines(result), [run_section(run, number) for number, run in enumerate(panel.runs, 1)]
     if views:
         (directory / views).mkdir(exist_ok=True)
         averaged = panel.report(directory / views, views)
-        panel.write_page(directory / views, averaged, sections, f', averaged over views ({views})')
+        panel.write_page(directory / views, averaged, trained, f', averaged over views ({views})')
         result['test_time_augmentation'] = {'views': views, **averaged.metrics}
         lines += ['', f'averaged over views ({views}):', *headlines(averaged.metrics)]
-        sections.insert(0, averaged_section(views, report, averaged))
-    panel.write_page(directory, report, sections)
+        report = dataclasses.replace(report, sections=[averaged_section(views, report, averaged), *report.sections])
+    panel.write_page(directory, report, trained)
     (directory / 'metrics.json').write_text(json.dumps(result, indent=2, allow_nan=False) + '\n', encoding='utf-8')
     return directory, lines
 

@@ -1,0 +1,335 @@
+"""The report: its page shows what metrics.json holds, stays one safe file, and fits nothing on the test split."""
+
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from ml_collections import ConfigDict
+from scipy.special import softmax
+from sklearn import metrics as sk
+
+from common.data.dataset import Split
+from common.evaluation.calibration import fit_temperature
+from common.evaluation.report import measures
+from common.evaluation.report.classification import classification_report
+from common.evaluation.report.gallery import overlay, right_and_wrong
+from common.evaluation.report.page import Page, label, write_page
+from common.findings import Card, Evidence, Gallery, Report, Section, Table
+from lesion.task import Lesion
+from tests.conftest import Trained, run_script
+
+NAMES = ['mel', '<script>alert(1)</script>', '"quoted" & $x$', "o'clock"]
+
+
+class Reader(html.parser.HTMLParser):
+    """Tags, attributes, and the text of every table row."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+        self.rows: list[list[str]] = []
+        self.texts: list[str] = []
+        self._in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes += [(name, value or '') for name, value in attributes]
+        if tag == 'tr':
+            self.rows.append([])
+        if tag in ('td', 'th'):
+            self.rows[-1].append('')
+            self._in_cell = True
+
+    def handle_endtag(self, tag):
+        if tag in ('td', 'th'):
+            self._in_cell = False
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if self._in_cell:
+            self.rows[-1][-1] += data
+
+
+def assert_self_contained(text: str) -> Reader:
+    reader = Reader(text)
+    assert reader.tags.isdisjoint({'script', 'iframe', 'object', 'embed', 'form', 'base'})
+    for name, value in reader.attributes:
+        assert not name.startswith('on'), name
+        if name in ('src', 'href', 'srcset', 'action', 'data'):
+            assert value.startswith(('data:', '#')), value[:80]
+    assert not re.search(r'https?://|url\(|@import', re.sub(r'data:image/\w+;base64,[\w+/=]+', '', text))
+    return reader
+
+
+def example(seed: int, size: int = 240, shift: int = 0) -> tuple[np.ndarray, Split]:
+    """Logits and a split whose classes and file names are hostile."""
+    random = np.random.default_rng(seed)
+    labels = ((np.arange(size) + shift) % len(NAMES)).astype(np.int32)
+    logits = random.normal(0, 1.5, (size, len(NAMES))) + 2 * np.eye(len(NAMES))[labels]
+    images = random.integers(0, 256, (size, 6, 8, 3), np.uint8)
+    names = [f'<img src=x onerror=alert({row})>.jpg' for row in range(size)]
+    records = pd.DataFrame({'name': names, 'group': names, 'sex': random.choice(['<b>m', 'f', None], size)})
+    return logits, Split(name='test', columns={'image': images, 'label': labels}, records=records)
+
+
+def report_of(directory: pathlib.Path, test: tuple[np.ndarray, Split], validation: tuple[np.ndarray, Split]) -> Report:
+    evidence = Evidence(
+        predictions={'logits': test[0]},
+        split=test[1],
+        calibration=({'logits': validation[0]}, validation[1]),
+        directory=directory,
+        explain=lambda rows, classes: [np.ones((len(rows), 2, 2), np.float32)],
+    )
+    return classification_report(evidence, NAMES, ['mel'], {'sex': test[1].records['sex']})
+
+
+def page_of(report: Report, directory: pathlib.Path) -> str:
+    page = Page(
+        title='<title>',
+        subtitle='a < b',
+        notice='No diagnosis.',
+        metrics=report.metrics,
+        headlines=report.headlines,
+        sections=report.sections,
+    )
+    return write_page(page, directory).read_text()
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory) -> tuple[Report, str, pathlib.Path]:
+    """A report, its page, and the folder with both."""
+    directory = tmp_path_factory.mktemp('report')
+    report = report_of(directory, example(0), example(1))
+    return report, page_of(report, directory), directory
+
+
+def test_hostile_names_stay_text_and_the_file_needs_no_network(made):
+    _, text, directory = made
+    reader = assert_self_contained(text)
+    assert any('<script>alert(1)</script>' in row[0] for row in reader.rows)
+    assert any('onerror=alert(' in piece for piece in reader.texts)
+    assert any(row[0] == '<b>m' for row in reader.rows)
+    assert 'No diagnosis.' in text
+    for name in ('confusion_matrix', 'roc_curves', 'precision_recall_curves', 'reliability'):
+        assert (directory / f'{name}.png').stat().st_size > 1000
+
+
+def test_nothing_is_fitted_on_the_split_that_is_judged(made, tmp_path):
+    def fitted(metrics):
+        thresholds = [row['threshold'] for row in metrics['concerns']['mel']['thresholds']]
+        return metrics['temperature_scaling']['temperature'], metrics['prediction_sets']['threshold'], thresholds
+
+    plain = made[0].metrics
+    relabelled = report_of(tmp_path, example(0, shift=1), example(1)).metrics
+    other = report_of(tmp_path, example(0), example(2)).metrics
+    assert fitted(plain) == fitted(relabelled)
+    assert plain['prediction_sets']['coverage'] != relabelled['prediction_sets']['coverage']
+    assert all(here != there for here, there in zip(fitted(plain), fitted(other), strict=True))
+    logits, split = example(1)
+    assert fitted(plain)[0] == fit_temperature(logits, split.columns['label'])
+
+
+def test_without_a_validation_split_nothing_is_fitted(tmp_path):
+    logits, split = example(0)
+    evidence = Evidence(predictions={'logits': logits}, split=split, calibration=None, directory=tmp_path)
+    metrics = classification_report(evidence, NAMES, ['mel'], {}).metrics
+    assert metrics['concerns']['mel']['thresholds'] == []
+    assert not {'temperature_scaling', 'prediction_sets'} & set(metrics)
+
+
+def test_figures_of_the_page_are_those_of_the_metrics(made):
+    report, text, _ = made
+    reader = Reader(text)
+    metrics = json.loads(json.dumps(report.metrics, allow_nan=False))
+    rows = {row[0]: row for row in reader.rows}
+
+    for name in report.headlines:
+        assert f'{metrics[name]:.3f}' in reader.texts
+        assert '{:.3f} to {:.3f}'.format(*metrics['intervals_95'][name]) in reader.texts
+    for name, values in metrics['per_class'].items():
+        shown = [values[key] for key in ('precision', 'recall', 'f1', 'roc_auc')]
+        assert [name, *(f'{value:.3f}' for value in shown), str(values['support'])] in reader.rows
+        sets = metrics['prediction_sets']['per_class'][name]
+        assert [name, f'{sets["coverage"]:.3f}', f'{sets["mean_size"]:.3f}', str(sets['examples'])] in reader.rows
+    scaling = metrics['temperature_scaling']
+    assert rows['after temperature scaling'][1:] == [
+        f'{scaling["expected_calibration_error_after"]:.3f}',
+        f'{scaling["log_loss_after"]:.3f}',
+    ]
+    for found in metrics['concerns']['mel']['thresholds']:
+        counts = [str(found[key]) for key in ('found', 'missed', 'false_alarms')]
+        shown = [f'{found[key]:.3f}' for key in ('threshold', 'sensitivity', 'specificity')]
+        assert [f'{found["wanted_sensitivity"]:.0%} found', *shown, *counts] in reader.rows
+    for name, values in metrics['subgroups']['sex'].items():
+        assert rows[name][:4] == [
+            name,
+            str(values['examples']),
+            f'{values["accuracy"]:.3f}',
+            f'{values["balanced_accuracy"]:.3f}',
+        ]
+
+
+def test_decisions_at_a_threshold_are_counted_by_hand():
+    random = np.random.default_rng(0)
+    positives, there = random.random(300) < 0.3, random.random(200) < 0.3
+    scores, scores_there = random.normal(size=300) + positives, random.normal(size=200) + there
+    found = measures.finding_one_class(scores, positives, (scores_there, there))
+    for row in found['thresholds']:
+        assert np.mean(scores_there[there] >= row['threshold']) >= row['wanted_sensitivity']
+        (spared, alarms), (missed, hits) = sk.confusion_matrix(positives, scores >= row['threshold'])
+        assert (row['missed'], row['found'], row['false_alarms']) == (missed, hits, alarms)
+        assert row['sensitivity'] == pytest.approx(hits / (hits + missed))
+        assert row['specificity'] == pytest.approx(spared / (spared + alarms))
+
+
+def test_subgroups_agree_with_pandas_and_scikit_learn():
+    logits, split = example(3)
+    probabilities, labels = softmax(logits, axis=1), split.columns['label']
+    age = pd.Series(np.random.default_rng(0).choice([1.0, 30.0, 45.0, np.nan], len(labels), p=[0.05, 0.4, 0.5, 0.05]))
+    records = split.records.assign(age=age, localization='back').replace({'sex': {'f': 'unknown'}})
+    partitions = Lesion.subgroups(None, records)
+    assert list(partitions) == ['age', 'sex', 'site']
+    found = measures.subgroups(probabilities, labels, records['group'].to_numpy(), partitions)
+    assert list(found['age']) == ['under 20', '20 to 39', '40 to 59', 'unknown']
+    assert list(found['sex']) == ['<b>m', 'unknown']
+    assert found['sex']['unknown']['examples'] == (records['sex'] != '<b>m').sum()
+    table = pd.DataFrame({'age': age, 'label': labels, 'predicted': probabilities.argmax(1)})
+    for name, low in (('under 20', 1.0), ('20 to 39', 30.0), ('40 to 59', 45.0)):
+        rows, values = table[table.age == low], found['age'][name]
+        assert values['examples'] == len(rows)
+        assert values['accuracy'] == pytest.approx((rows.label == rows.predicted).mean())
+        assert values['balanced_accuracy'] == pytest.approx(sk.balanced_accuracy_score(rows.label, rows.predicted))
+        assert values['few'] == (len(rows) < 30) == (values['interval_95'] is None)
+    low, high = found['age']['40 to 59']['interval_95']
+    assert low < found['age']['40 to 59']['balanced_accuracy'] < high
+
+
+def test_galleries_take_the_surest_of_every_class_and_the_surest_mistakes():
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.95, 0.05], [0.3, 0.7], [0.99, 0.01]])
+    labels = np.array([0, 0, 1, 1, 0, 0])
+    right, wrong = right_and_wrong(probabilities, labels, 3)
+    assert right.tolist() == [5, 0, 2]
+    assert wrong.tolist() == [3, 4]
+    assert [rows.tolist() for rows in right_and_wrong(probabilities[:3], labels[:3], 9)] == [[0, 1, 2], []]
+
+
+def test_an_overlay_leaves_cold_places_as_they_are():
+    image = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    heat = np.zeros((4, 4))
+    heat[0, 0] = 1
+    shown = overlay(image, heat)
+    np.testing.assert_array_equal(shown[1:], image[1:])
+    assert (shown[0, 0] != image[0, 0]).any()
+
+
+def test_undefined_figures_are_dashes_and_metrics_read_as_people_write_them(tmp_path):
+    table = Table(columns=('a', 'b', 'c'), rows=[('x', None, 12345)])
+    card = Card(images=[np.zeros((2, 2, 3), np.uint8)], title='t', lines=['l'])
+    page = Page(
+        title='t',
+        subtitle='s',
+        notice='n',
+        metrics={'macro_roc_auc': 0.5},
+        headlines=(),
+        sections=[Section('S', ['text', table, Gallery(cards=[card], caption='c')])],
+    )
+    reader = assert_self_contained(write_page(page, tmp_path).read_text())
+    assert ['x', '–', '12,345'] in reader.rows
+    assert 'Macro ROC AUC' in reader.texts
+    assert label('naive_rmse') == 'Naive RMSE'
+
+
+# Through the scripts.
+
+
+@pytest.fixture
+def runs(trained: Trained, tmp_path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """A finished run, and one of another seed."""
+    first, second = shutil.copytree(trained.workdir, tmp_path / 'first'), tmp_path / 'second'
+    flags = (*trained.arguments, '--config.seed=1', f'--workdir={second}')
+    ended = run_script('train', *flags)
+    assert ended.status == 0, ended.stderr
+    return first, second
+
+
+def test_evaluation_writes_the_same_report_twice_and_averages_runs(script, trained, runs):
+    first, second = runs
+    probabilities = []
+    for run in runs:
+        assert script('evaluate', f'--workdir={run}').status == 0
+        probabilities.append(pd.read_csv(run / 'evaluation/test/predictions.csv').iloc[:, 3:].to_numpy())
+    assert np.abs(probabilities[0] - probabilities[1]).max() > 0.01
+
+    before = (first / 'evaluation/test/report.html').read_bytes()
+    assert script('evaluate', f'--workdir={first}').status == 0
+    assert (first / 'evaluation/test/report.html').read_bytes() == before
+    reader = assert_self_contained(before.decode())
+    assert any('no diagnosis' in piece for piece in reader.texts)
+    titles = [piece for piece in reader.texts if piece.startswith(('Which', 'Not missing', 'Results by', 'How '))]
+    assert {'Which classes are confused', 'Not missing mel', 'Results by subgroup', 'How first was trained'} <= set(
+        titles
+    )
+
+    ended = script('evaluate', f'--workdir={first},{second}')
+    assert ended.status == 0, ended.stderr
+    together = first / 'evaluation/test-ensemble-of-2'
+    assert str(together) in ended.stdout
+    averaged = pd.read_csv(together / 'predictions.csv')
+    np.testing.assert_allclose(averaged.iloc[:, 3:], np.mean(probabilities, axis=0), atol=1.1e-6)
+    metrics = json.loads((together / 'metrics.json').read_text())
+    assert [run['workdir'] for run in metrics['runs']] == [str(first), str(second)]
+    assert metrics['accuracy'] == pytest.approx((averaged.label == averaged.predicted).mean())
+    assert_self_contained((together / 'report.html').read_text())
+
+    images = ','.join(str(next(trained.raw_dir.rglob(f'{name}.jpg'))) for name in averaged.image[:3])
+    output = first / 'predicted.csv'
+    ended = script('predict', f'--workdir={first},{second}', f'--inputs={images}', f'--output={output}')
+    assert ended.status == 0, ended.stderr
+    np.testing.assert_allclose(pd.read_csv(output).iloc[:, 3:], averaged.iloc[:3, 3:], atol=1.1e-6)
+
+
+def changed(run: pathlib.Path, copy: pathlib.Path, change) -> pathlib.Path:
+    shutil.copytree(run, copy)
+    record = json.loads((copy / 'config.json').read_text())
+    change(record)
+    (copy / 'config.json').write_text(json.dumps(record))
+    return copy
+
+
+def test_runs_of_other_classes_or_another_split_are_not_averaged(script, trained, tmp_path):
+    def rename(record):
+        record['info']['class_names'][0] = 'wart'
+
+    other = changed(trained.workdir, tmp_path / 'other', rename)
+    for name, more in (('evaluate', []), ('predict', [f'--inputs={next(trained.raw_dir.rglob("*.jpg"))}'])):
+        ended = script(name, f'--workdir={trained.workdir},{other}', *more)
+        assert ended.status == 2
+        assert f'{other} and {trained.workdir} cannot be averaged' in ended.stderr
+        assert 'they differ in class_names' in ended.stderr
+
+    flags = ('--config=lesion/configs/demo.py', '--config.dataset.split_seed=1')
+    raw_and_data = (f'--raw_dir={trained.raw_dir}', f'--data_dir={trained.data_dir}')
+    assert script('prepare', *flags, *raw_and_data).status == 0
+
+    def split_again(record):
+        config = record['config']
+        config['dataset']['split_seed'] = 1
+        record['info'] = json.loads(json.dumps(Lesion.load(ConfigDict(config), trained.data_dir).info))
+
+    other = changed(trained.workdir, tmp_path / 'resplit', split_again)
+    ended = script('evaluate', f'--workdir={trained.workdir},{other}')
+    assert ended.status == 2
+    assert 'splits differ in their examples' in ended.stderr
+
+
+def test_walking_forward_takes_one_run(script, trained):
+    ended = script('evaluate', f'--workdir={trained.workdir},{trained.workdir}', '--walk_forward=2')
+    assert ended.status == 2
+    assert 'give one --workdir' in ended.stderr
