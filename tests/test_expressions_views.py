@@ -116,3 +116,7 @@ def test_averaged_figures_stand_beside_the_plain_ones(trained: Trained) -> None:
     table = pd.read_csv(folder / 'dihedral' / 'predictions.csv')
     assert averaged['accuracy'] == pytest.approx((table.label == table.predicted).mean())
     assert 'averaged over views (dihedral)' in ended.stdout
+    page = (folder / 'report.html').read_text()
+    for figures in (plain, averaged):
+        low, high = figures['intervals_95']['accuracy']
+        assert f'<td>{figures["accuracy"]:.3f} ({low:.3f} to {high:.3f})</td>' in page

@@ -38,6 +38,16 @@ def test_demo_prices_are_trained_judged_and_forecast(script, folders, tmp_path, 
     table = pd.read_csv(run / 'evaluation/test/predictions.csv')
     assert list(table) == ['ticker', 'date', 'last_close', 'actual', 'predicted', 'lower_90', 'upper_90']
     assert len(table) == metrics['examples']
+    page = (run / 'evaluation/test/report.html').read_text()
+    assert 'no financial advice' in page
+    assert metrics['verdict'] in page
+    assert {path.name for path in (run / 'evaluation/test').glob('*.png')} == {
+        'forecasts.png',
+        'residuals.png',
+        'skill_by_ticker.png',
+        'returns.png',
+        'learning_curves.png',
+    }
     days = pd.bdate_range('2013-03-04', periods=12)
     close = 200 + np.arange(12.0)
     prices = {'Date': days, 'Open': close, 'High': close + 1, 'Low': close - 1, 'Close': close, 'Volume': 1e6}
@@ -58,3 +68,6 @@ def test_walking_forward_trains_and_judges_every_period(script, folders):
     assert len(periods) == 2
     tables = [pd.read_csv(run / f'walk_forward/{k}-of-2/evaluation/test/predictions.csv') for k in (1, 2)]
     assert tables[0]['date'].max() < tables[1]['date'].min()
+    page = (run / 'walk_forward/report.html').read_text()
+    assert 'no financial advice' in page
+    assert all(f'<td>{period["rmse"]:.3f}</td>' in page for period in periods)
