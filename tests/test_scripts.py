@@ -317,7 +317,7 @@ def test_bad_flags_are_refused_and_named(script, trained, tmp_path, flag, status
     [
         ('lesion/configs/nowhere.py', ['lesion/configs/nowhere.py', 'No such file']),
         ('lesion/configs/__init__.py', ["no attribute 'get_config'"]),
-        ('lesion/configs/demo.py:nope', ["there is no variant 'nope', only cnn"]),
+        ('lesion/configs/demo.py:nope', ["config.variant is 'nope'; it may be cnn, cnn_lstm"]),
     ],
 )
 def test_an_unknown_config_or_variant_is_refused_and_named(script, trained, tmp_path, config, words):

@@ -1,6 +1,7 @@
 """The textbook CNN: stages of convolution, normalisation and ReLU, then dense layers."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,34 @@ from common.nn.layers import Dropout
 from common.nn.normalisation import BatchNorm
 from common.nn.pooling import max_pool
 from common.runtime import AXIS
+
+
+def convolutional_trunk(
+    x: jax.Array,
+    widths: Sequence[int],
+    depth: int | Sequence[int],
+    *,
+    train: bool,
+    path: str,
+    dtype: Any,
+    axis_name: str | None,
+) -> jax.Array:
+    """The stages of `CNN`, inside a module whose layers they become; attributes of that module are explained there.
+
+    Returns:
+      `dtype` [batch, height / 2^stages, width / 2^stages, widths[-1]], from x [batch, height, width, channels].
+    """
+    depths = [depth] * len(widths) if isinstance(depth, int) else depth
+    if len(depths) != len(widths):
+        raise UsageError(f'config.model.depth is {depths}; it must have as many numbers as widths {widths}')
+    conv = partial(nn.Conv, use_bias=False, dtype=dtype, conv_general_dilated=convolution(path))
+    x = x.astype(dtype)
+    for width, convolutions in zip(widths, depths, strict=True):
+        for _ in range(convolutions):
+            x = conv(width, (3, 3))(x)
+            x = BatchNorm(not train, axis_name=axis_name, activation='relu', dtype=dtype)(x)
+        x = max_pool(x, (2, 2), (2, 2))
+    return x
 
 
 class CNN(nn.Module):
@@ -44,21 +73,15 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x [batch, height, width, channels] -> logits float32 [batch, num_classes]."""
-        depths = [self.depth] * len(self.widths) if isinstance(self.depth, int) else self.depth
-        if len(depths) != len(self.widths):
-            raise UsageError(f'config.model.depth is {depths}; it must have as many numbers as widths {self.widths}')
-        x = x.astype(self.dtype)
-        for width, depth in zip(self.widths, depths, strict=True):
-            for _ in range(depth):
-                x = nn.Conv(
-                    width,
-                    (3, 3),
-                    use_bias=False,
-                    dtype=self.dtype,
-                    conv_general_dilated=convolution(self.convolution),
-                )(x)
-                x = BatchNorm(not train, axis_name=self.axis_name, activation='relu', dtype=self.dtype)(x)
-            x = max_pool(x, (2, 2), (2, 2))
+        x = convolutional_trunk(
+            x,
+            self.widths,
+            self.depth,
+            train=train,
+            path=self.convolution,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+        )
         x = feature_map(self, x)
         x = x.mean((1, 2)) if self.pool == 'average' else x.reshape(x.shape[0], -1)
         for width in self.dense:

@@ -1,4 +1,4 @@
-"""Synthetic lesions, drawn by the toolkit: no download, trains in about a minute on two CPU cores."""
+"""Synthetic lesions, drawn by the toolkit: no download, trains in about a minute on two CPU cores; cnn, cnn_lstm."""
 
 from ml_collections import ConfigDict
 
@@ -11,6 +11,6 @@ def get_config(variant: str = 'cnn') -> ConfigDict:
     config = ham10000.get_config(variant)
     config.dataset = image_dataset('demo', image_size=(48, 48))
     config.duration = '20epochs'
-    config.model.widths = (16, 32, 64)
+    config.model = ConfigDict({**config.model, 'widths': (16, 32, 64), 'depth': 1})
     config.optimizer.learning_rate = 3e-3
     return config

@@ -1,0 +1,116 @@
+"""The lesion classifiers against plain NumPy, and through the scripts."""
+
+import json
+import pathlib
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from common.nn.cnn import CNN, convolutional_trunk
+from common.types import Tree
+from lesion.configs import ham10000
+from lesion.models import CNNLSTM
+from lesion.task import Lesion
+from tests.conftest import SMALL, Ended, Trained, run_script
+
+TRUNK = {'widths': (4, 6), 'depth': (1, 2)}
+IMAGES = np.random.default_rng(0).normal(size=(2, 12, 20, 3)).astype(np.float32)
+
+
+class Trunk(nn.Module):
+    """The convolutional stages alone."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        settings = {'path': 'direct', 'dtype': jnp.float32, 'axis_name': None}
+        return convolutional_trunk(x, TRUNK['widths'], TRUNK['depth'], train=False, **settings)
+
+
+def initialised(model: nn.Module) -> Tree:
+    return jax.jit(partial(model.init, train=False))(jax.random.key(0), IMAGES)
+
+
+def read_sequence(steps: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
+    """A textbook LSTM over [time, features], one example, one step at a time; [time, hidden]."""
+    hidden = cell = np.zeros(weights['recurrent_kernel'].shape[0])
+    outputs = []
+    for x in steps:
+        gates = x @ weights['input_kernel'] + hidden @ weights['recurrent_kernel'] + weights['bias']
+        i, f, g, o = np.split(gates, 4)
+        cell = expit(f) * cell + expit(i) * np.tanh(g)
+        hidden = expit(o) * np.tanh(cell)
+        outputs.append(hidden)
+    return np.array(outputs)
+
+
+@pytest.mark.parametrize('bidirectional', [False, True])
+def test_cnn_lstm_reads_the_feature_map_row_by_row_and_classifies_the_mean(bidirectional: bool) -> None:
+    model = CNNLSTM(num_classes=3, **TRUNK, hidden_size=5, bidirectional=bidirectional, axis_name=None)
+    variables = initialised(model)
+    logits = model.apply(variables, IMAGES, train=False)
+    params = jax.tree.map(np.asarray, variables['params'])
+    features = np.asarray(Trunk().apply(variables, IMAGES))
+    assert features.shape == (2, 3, 5, 6)
+    for image, expected in zip(features, logits, strict=True):
+        sequence = np.array([image[row, column] for row in range(3) for column in range(5)])
+        outputs = [read_sequence(sequence, params['LSTM_0']['layer_0'])]
+        if bidirectional:
+            outputs.append(read_sequence(sequence[::-1], params['LSTM_0']['layer_0_backward']))
+        mean = np.concatenate([output.mean(0) for output in outputs])
+        found = mean @ params['Dense_0']['kernel'] + params['Dense_0']['bias']
+        np.testing.assert_allclose(expected, found, rtol=1e-4, atol=1e-6)
+
+
+def test_both_networks_share_the_names_and_shapes_of_the_convolutional_stages() -> None:
+    def stages(model: nn.Module) -> dict[str, Tree]:
+        params = initialised(model)['params']
+        return {n: jax.tree.map(jnp.shape, p) for n, p in params.items() if n.startswith(('Conv', 'BatchNorm'))}
+
+    one = stages(CNN(num_classes=3, **TRUNK, axis_name=None))
+    assert one == stages(CNNLSTM(num_classes=3, **TRUNK, axis_name=None))
+    assert one['Conv_2'] == {'kernel': (3, 3, 6, 6)}
+    assert len(one) == 6
+
+
+def test_dropout_of_the_classifier_is_active_in_training_alone() -> None:
+    model = CNNLSTM(num_classes=3, **TRUNK, dropout=0.5, axis_name=None)
+    variables = initialised(model)
+
+    def train(seed: int, **changes: float) -> np.ndarray:
+        rngs = {'dropout': jax.random.key(seed)}
+        return model.clone(**changes).apply(variables, IMAGES, train=True, mutable=['batch_stats'], rngs=rngs)[0]
+
+    assert np.abs(train(0) - train(1)).max() > 1e-3
+    np.testing.assert_array_equal(train(0, dropout=0.0), train(1, dropout=0.0))
+
+
+@pytest.mark.parametrize('variant', list(ham10000.VARIANTS))
+def test_every_variant_builds_at_the_size_of_its_images(variant: str) -> None:
+    config = ham10000.get_config(variant)
+    info = {'class_names': list('abc'), 'class_counts': [1, 1, 1], 'pixel_mean': [0.0], 'pixel_deviation': [1.0]}
+    model = Lesion(config, info).model()
+    images = np.zeros((2, *config.dataset.image_size, 3), np.float32)
+    logits = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0])
+    assert (logits.shape, logits.dtype) == ((2, 3), np.float32)
+
+
+def train_small(trained: Trained, workdir: pathlib.Path, *flags: str) -> Ended:
+    """A few steps of the shrunken demo's CNN-LSTM, on the data that are already prepared."""
+    kept = [flag for flag in SMALL[1:] if 'dense' not in flag and 'duration' not in flag]
+    small = ('--config.duration=10steps', '--config.model.hidden_size=4', *flags)
+    data = (f'--config.dataset.raw_dir={trained.raw_dir}', f'--data_dir={trained.data_dir}')
+    return run_script('train', '--config=lesion/configs/demo.py:cnn_lstm', *kept, *small, *data, f'--workdir={workdir}')
+
+
+def test_cnn_lstm_trains_and_is_evaluated_through_the_scripts(trained: Trained, tmp_path: pathlib.Path) -> None:
+    ended = train_small(trained, tmp_path / 'run')
+    assert ended.status == 0, ended.stderr
+    ended = run_script('evaluate', f'--workdir={tmp_path}/run')
+    assert ended.status == 0, ended.stderr
+    metrics = json.loads((tmp_path / 'run/evaluation/test/metrics.json').read_text())
+    assert 0 <= metrics['balanced_accuracy'] <= 1
