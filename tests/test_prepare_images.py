@@ -309,7 +309,7 @@ def read(files, audit):
     def slow(name):
         global reads
         reads += 1
-        if reads == 1 + 70 + 30:  # the table, every image to be checked, then some to be written
+        if reads == 1 + 70 + 50:  # the table, every image to be checked, then all of train and some more
             print('halfway', file=sys.__stdout__, flush=True)
             time.sleep(60)
         return files.read(name)

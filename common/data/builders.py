@@ -1,29 +1,22 @@
-"""Raw image sets to prepared records: audited, split, and written as ArrayRecord by a TFDS builder."""
+"""Raw image sets to prepared ones, audited and split; and prepared ones to the arrays that training reads."""
 
 import contextlib
 import hashlib
-import io
-import itertools
-import json
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import tensorflow_datasets as tfds
-from absl import logging
 from ml_collections import ConfigDict
 
 from common.data.audit import Audit, audit_labelled
 from common.data.dataset import Dataset, Split
 from common.data.images import Decoding, decode_image, decoded_split, exclusive, in_threads
 from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, open_raw
+from common.data.records import VERSION, read_records, write_records
 from common.data.splits import complete_splits
 from common.errors import DataError, UsageError
 
-VERSION = '1.0.0'
 SPLITS = ('train', 'validation', 'test')
 
 
@@ -68,7 +61,10 @@ def prepare_images(
         audit = Audit(source.title)
         audit.count(prepared_in=str(final), raw_files=str(raw.path), raw_signature=raw.signature())
         found, table = _examine(source, dataset, raw, audit, skip_bad)
-        written = _write(found, table, dataset, incomplete)
+        rows = table.groupby('split').groups
+        images = {name: [found.images[row] for row in rows[name]] for name in SPLITS if name in rows}
+        written = prepared_path(dataset, incomplete)
+        write_records(written, found.class_names, dataset.channels, images)
         audit.save(written / 'audit.json')
         shutil.rmtree(final, ignore_errors=True)
         final.parent.mkdir(exist_ok=True)
@@ -97,19 +93,16 @@ def load_images(dataset: ConfigDict, data_dir: pathlib.Path) -> Dataset:
             f'config.dataset.raw_dir.'
         )
     decoding = Decoding.of(dataset)
-    builder = tfds.builder_from_directory(str(path))
-    class_names = builder.info.features['label'].names
-    text = {'split': str, 'name': str, 'label': str, 'group': str}
-    table = pd.read_csv(path / 'records.csv', dtype=text, keep_default_na=False, na_values=[''])
+    class_names, parts = read_records(path)
     splits = {}
-    for name, records in table.groupby('split', sort=False):
-        encoded = builder.as_data_source(name, decoders={'image': tfds.decode.SkipDecoding()})
-        image = decoded_split(encoded, path / 'decoded' / str(decoding) / f'{name}.npy', decoding)
-        label = records['label'].map(class_names.index).to_numpy(np.int32)
+    for name, (encoded, records) in parts.items():
         splits[name] = Split(
             name=name,
-            columns={'image': image, 'label': label},
-            records=records.drop(columns=['split', 'label']).reset_index(drop=True),
+            columns={
+                'image': decoded_split(encoded, path / 'decoded' / str(decoding) / f'{name}.npy', decoding),
+                'label': records['label'].map(class_names.index).to_numpy(np.int32),
+            },
+            records=records.drop(columns='label'),
         )
     info = {'dataset': dataset.name, 'class_names': class_names, 'image_shape': list(decoding.shape)}
     return Dataset(splits=splits, info=info)
@@ -188,89 +181,3 @@ def _drop(table: pd.DataFrame, dataset: ConfigDict, audit: Audit) -> pd.DataFram
             audit.add(key, f'training images dropped ({key})', table.name[training & found].to_list())
             gone |= training & found
     return table[~gone]
-
-
-class _ImageRecords(tfds.core.GeneratorBasedBuilder):
-    """Writes encoded images with their labels and facts, in the order given."""
-
-    VERSION = tfds.core.Version(VERSION)
-    # Where TFDS would look for checksums of downloads, of which there are none.
-    code_path = None
-
-    def __init__(
-        self,
-        name: str,
-        class_names: Sequence[str],
-        channels: int,
-        examples: Mapping[str, Iterable[Mapping[str, Any]]],
-        **kwargs: Any,
-    ):
-        self.name = name
-        self._class_names, self._channels, self._examples = class_names, channels, examples
-        super().__init__(file_format='array_record', **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            'image': tfds.features.Image(shape=(None, None, self._channels)),
-            'label': tfds.features.ClassLabel(names=list(self._class_names)),
-            'name': tfds.features.Text(),
-            'group': tfds.features.Text(),
-            'facts': tfds.features.Text(doc='JSON'),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
-        )
-
-    def _split_generators(self, dl_manager: Any) -> Mapping[str, Iterator[tuple[int, Mapping[str, Any]]]]:
-        del dl_manager
-        return {split: self._generate_examples(split) for split in self._examples}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        yield from zip(itertools.count(), self._examples[split])
-
-
-def _write(found: RawImages, table: pd.DataFrame, dataset: ConfigDict, directory: pathlib.Path) -> pathlib.Path:
-    """Writes records and their table below `directory`; returns the folder to be moved to its final place."""
-
-    def example(image: RawImage) -> Mapping[str, Any]:
-        facts = json.dumps(dict(image.facts))
-        return {
-            'image': image.read(),
-            'label': image.label,
-            'name': image.name,
-            'group': image.group,
-            'facts': facts,
-        }
-
-    images = {name: [found.images[row] for row in rows] for name, rows in table.groupby('split').groups.items()}
-    path = prepared_path(dataset, directory)
-    with _quiet():
-        builder = _ImageRecords(
-            dataset.name,
-            found.class_names,
-            dataset.channels,
-            {name: map(example, members) for name, members in images.items()},
-            data_dir=str(directory),
-            config=tfds.core.BuilderConfig(name=path.parent.name),
-        )
-        builder.download_and_prepare()
-    rows = [
-        {'split': name, 'name': image.name, 'label': image.label, 'group': image.group, **image.facts}
-        for name in SPLITS
-        for image in images.get(name, ())
-    ]
-    pd.DataFrame(rows).to_csv(path / 'records.csv', index=False)
-    return path
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps TFDS's progress bars, prints and warnings about configs from the terminal."""
-    verbosity = logging.get_verbosity()
-    tfds.disable_progress_bar()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
