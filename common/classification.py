@@ -17,7 +17,7 @@ from common.data.augment import augment, mix, validate
 from common.data.builders import is_prepared_images, load_images, prepare_images
 from common.data.dataset import Dataset, Split
 from common.data.images import Decoding, decode_image
-from common.data.raw import ImageSource
+from common.data.raw import ImageSource, encoded_images
 from common.errors import DataError, UsageError
 from common.evaluation.metrics import headline_metrics
 from common.evaluation.report.classification import classification_report
@@ -155,11 +155,14 @@ class ClassificationTask(Task):
         return {'class_names': self.class_names}
 
     def read_inputs(self, paths: Sequence[pathlib.Path]) -> Split:
-        """Image files, decoded exactly as `prepare` does."""
+        """Image files, and all images of folders and zips, decoded exactly as `prepare` does."""
         decoding = Decoding.of(self.config.dataset)
-        images = [decode_image(path.read_bytes(), decoding, str(path)) for path in paths]
-        records = pd.DataFrame({'name': [path.stem for path in paths]})
-        return Split(name='inputs', columns={'image': np.stack(images)}, records=records)
+        names, images = [], []
+        for path in paths:
+            for name, encoded in encoded_images(path):
+                names.append(pathlib.PurePath(name).stem)
+                images.append(decode_image(encoded, decoding, name))
+        return Split(name='inputs', columns={'image': np.stack(images)}, records=pd.DataFrame({'name': names}))
 
     def write_predictions(self, predictions: Predictions, split: Split, path: pathlib.Path) -> None:
         """`image,label,predicted` and one probability a class; `label` is empty where it is unknown."""

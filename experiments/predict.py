@@ -14,13 +14,17 @@ from common.evaluation.predict import average, predict, restore_all
 from experiments import launch
 
 _WORKDIR = flags.DEFINE_list('workdir', None, 'Folder of the run, or of several to average.', required=True)
-_INPUTS = flags.DEFINE_list('inputs', None, "Files, or patterns in quotes: 'photos/*.jpg'.", required=True)
+_INPUTS = flags.DEFINE_list(
+    'inputs', None, "Files, folders, zips, or patterns of them in quotes: 'photos/*.jpg'.", required=True
+)
 _OUTPUT = flags.DEFINE_string('output', 'predictions.csv', 'Table to write.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, or a step.')
 
 
 def main() -> None:
-    paths = [pathlib.Path(path) for pattern in _INPUTS.value for path in sorted(glob.glob(pattern, recursive=True))]
+    found = {pattern: map(pathlib.Path, sorted(glob.glob(pattern, recursive=True))) for pattern in _INPUTS.value}
+    # A pattern with ** matches the files of a folder beside the folder itself.
+    paths = [path for pattern, matches in found.items() for path in matches if '**' not in pattern or path.is_file()]
     if not paths:
         raise DataError(f'no file matches --inputs={",".join(_INPUTS.value)}')
     runtime.start()

@@ -4,15 +4,13 @@ import csv
 import dataclasses
 import functools
 import io
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-import pandas as pd
 from PIL import Image
 
 from common.data.audit import Audit
 from common.data.folders import FOLDERS, read_folders
-from common.data.raw import ImageSource, RawFiles, RawImage, RawImages
+from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, base_name, read_table
 from common.errors import DataError
 from expressions import synthetic
 
@@ -47,7 +45,7 @@ def read_fer2013(raw: RawFiles, audit: Audit) -> RawImages:
     Raises:
       DataError: where a table lacks a column, the two tables do not belong together, or a folder is no class.
     """
-    tables = [name for name in raw.names if name.lower().endswith('.csv') and _base(name) != VOTES_TABLE]
+    tables = [name for name in raw.names if name.lower().endswith('.csv') and base_name(name) != VOTES_TABLE]
     return _read_table(raw, tables[0], audit) if tables else _read_official_folders(raw, audit)
 
 
@@ -63,7 +61,7 @@ def _read_official_folders(raw: RawFiles, audit: Audit) -> RawImages:
         dataclasses.replace(
             image,
             label=image.label.lower(),
-            split=USAGES.get(_base(image.name).partition('_')[0], image.split),
+            split=USAGES.get(base_name(image.name).partition('_')[0], image.split),
         )
         for image in found.images
     ]
@@ -138,17 +136,10 @@ def _png(pixels: bytes) -> bytes:
 
 def _read_votes(raw: RawFiles) -> Sequence[Mapping[str, object]] | None:
     """The rows of FER+'s table (Barsoum et al. 2016, arXiv:1608.01041), None where it is not there."""
-    path = next((name for name in raw.names if _base(name) == VOTES_TABLE), None)
+    path = next((name for name in raw.names if base_name(name) == VOTES_TABLE), None)
     if path is None:
         return None
-    try:
-        table = pd.read_csv(io.BytesIO(raw.read(path)))
-    except ValueError as error:  # pandas' own errors and UnicodeDecodeError are ValueErrors
-        raise DataError(f'{path} in {raw.path} is not a CSV table: {error}') from error
-    missing = [name for name in ('Usage', *VOTED_AS.values()) if name not in table.columns]
-    if missing:
-        raise DataError(f'{path} in {raw.path} lacks the column(s) {", ".join(missing)}; FER+ has them.')
-    return table.to_dict('records')
+    return read_table(raw, path, ('Usage', *VOTED_AS.values())).to_dict('records')
 
 
 def _votes(votes: Sequence[Mapping[str, object]], number: int, where: str, image: RawImage) -> Mapping[str, int]:
@@ -167,12 +158,8 @@ def read_ckplus(raw: RawFiles, audit: Audit) -> RawImages:
     CK+48 holds the last three frames of every sequence: split by image, near-copies would be on both sides.
     """
     found = read_folders(raw, audit)
-    images = [dataclasses.replace(image, group=_base(image.name).partition('_')[0]) for image in found.images]
+    images = [dataclasses.replace(image, group=base_name(image.name).partition('_')[0]) for image in found.images]
     return RawImages(found.class_names, images)
-
-
-def _base(name: str) -> str:
-    return pathlib.PurePosixPath(name).name
 
 
 _FER2013 = ImageSource(

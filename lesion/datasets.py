@@ -1,19 +1,25 @@
 """Skin lesion image sets in the layouts of their publishers."""
 
 import functools
-import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from common.data.audit import Audit
-from common.data.folders import FOLDERS
-from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, images_by_stem
+from common.data.folders import FOLDERS, read_folders
+from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, base_name, images_by_stem, read_table
 from common.errors import DataError
 from lesion import synthetic
 
 HAM10000_CLASSES = ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
-_COLUMNS = ('lesion_id', 'image_id', 'dx', 'dx_type', 'age', 'sex', 'localization')
+_HAM10000_TABLE = 'HAM10000_metadata.csv'
+_HAM10000_COLUMNS = ('lesion_id', 'image_id', 'dx', 'dx_type', 'age', 'sex', 'localization')
+
+_TRUTH, _FACTS = 'groundtruth.csv', ('lesiongroupings.csv', 'metadata.csv')
+_SPLITS = {'training': 'train', 'validation': 'validation', 'test': 'test'}
+_WEIGHTS = ('score_weight', 'validation_weight')  # of the test images of 2019, beside their classes
+_FACTS_AS = {'age_approx': 'age', 'anatom_site_general': 'localization'}  # as HAM10000 calls them
 
 
 def read_ham10000(raw: RawFiles, audit: Audit) -> RawImages:
@@ -24,66 +30,120 @@ def read_ham10000(raw: RawFiles, audit: Audit) -> RawImages:
     Raises:
       DataError: where the table is missing, unreadable or lacks a column.
     """
-    table_name, table = _read_table(raw, 'HAM10000_metadata.csv', _COLUMNS)
+    path = next((name for name in raw.names if base_name(name) == _HAM10000_TABLE), None)
+    if path is None:
+        raise DataError(f'{raw.path} has no {_HAM10000_TABLE}. Put the table beside the image folders.')
+    rows = _with_lines(read_table(raw, path, _HAM10000_COLUMNS), path)
+    rows = rows.rename(columns={'image_id': 'image', 'dx': 'label'}).assign(split='')
+    return RawImages(HAM10000_CLASSES, _images(raw, audit, rows, HAM10000_CLASSES, ('dx_type',)))
+
+
+def read_challenge(raw: RawFiles, audit: Audit) -> RawImages:
+    """Reads the layout of the ISIC challenges: images in any folders, tables `*GroundTruth.csv` that label them.
+
+    Such a table has a column `image` and one for every class, with a one in that of the image: `image,MEL,NV,...`.
+    Where its name has the word Training, Validation or Test in it, that is the split of its images. Lesions and facts
+    come from `*LesionGroupings.csv` and `*Metadata.csv`, where these are: columns `image` and any of `lesion_id`,
+    `age_approx`, `sex`, `anatom_site_general`. Images without a label, as a challenge's test images are, are left out.
+
+    Raises:
+      DataError: where no table labels images, or a table is unreadable, lacks a column or is at odds with another.
+    """
+    truth, classes = _read_truth(raw)
+    facts = _read_facts(raw)
+    rows = truth.join(facts, on='image').astype(object).fillna('')
+    images = _images(raw, audit, rows, classes)
+    trained = {image.label for image in images if image.split in (None, 'train')}
+    audit.add(
+        'classes_without_training',
+        'images of a class that has no training images, left out',
+        [f'{image.name} ({image.label})' for image in images if image.label not in trained],
+    )
+    return RawImages([name for name in classes if name in trained], [i for i in images if i.label in trained])
+
+
+def _read_truth(raw: RawFiles) -> tuple[pd.DataFrame, list[str]]:
+    """`image`, `label`, `split` and `line` of every labelled image, and the names of the classes."""
+    tables, classes = [], None
+    for path in (name for name in raw.names if name.lower().endswith(_TRUTH)):
+        table = read_table(raw, path, ('image',))
+        found = [name for name in table.columns if name not in ('image', *_WEIGHTS)]
+        if classes is not None and found != classes:
+            raise DataError(f'{path} in {raw.path} has other classes ({", ".join(found)}) than {", ".join(classes)}.')
+        classes = found
+        values = table[found].apply(pd.to_numeric, errors='coerce').to_numpy(float)
+        labels = [_label(found, row) for row in values]
+        split = next((split for word, split in _SPLITS.items() if word in base_name(path).lower()), '')
+        tables.append(_with_lines(table[['image']].assign(label=labels, split=split), path))
+    if classes is None:
+        raise DataError(
+            f'{raw.path} has no *GroundTruth.csv. Put the ground truth of the training images beside their folder.'
+        )
+    return pd.concat(tables, ignore_index=True), classes
+
+
+def _label(class_names: Sequence[str], values: np.ndarray) -> str:
+    """The class whose value is one, while all others are zero; otherwise a text that is no class."""
+    marked = [(name, value) for name, value in zip(class_names, values, strict=True) if value != 0]
+    return ' and '.join(name if value == 1 else f'{name}={value:g}' for name, value in marked) or 'no class'
+
+
+def _read_facts(raw: RawFiles) -> pd.DataFrame:
+    """`lesion_id`, `age`, `sex` and `localization` by image; empty where unknown."""
+    tables = [read_table(raw, name, ('image',)) for name in raw.names if name.lower().endswith(_FACTS)]
+    facts = pd.concat([pd.DataFrame({'image': []}, dtype=str), *tables]).rename(columns=_FACTS_AS)
+    facts = facts.reindex(columns=['image', 'lesion_id', 'age', 'sex', 'localization'])
+    return facts.replace('', None).groupby('image').first()
+
+
+def _with_lines(table: pd.DataFrame, path: str) -> pd.DataFrame:
+    """Adds where each row is; line 1 of the file is the header."""
+    return table.assign(line=[f'{path} line {row + 2}' for row in range(len(table))])
+
+
+def _images(
+    raw: RawFiles, audit: Audit, rows: pd.DataFrame, class_names: Collection[str], more_facts: Collection[str] = ()
+) -> list[RawImage]:
+    """The images that the rows name, and in the audit all that does not fit together.
+
+    Args:
+      rows: `image`, `label`, `lesion_id`, `split`, `line`, `age`, `sex`, `localization` and `more_facts`, strings,
+        empty where unknown. All images of one lesion are one group.
+    """
     paths = images_by_stem(raw, audit)
 
-    def name_rows(rows: pd.DataFrame) -> list[str]:
-        # Line 1 of the file is the header.
-        return [f'{table_name} line {row.Index + 2}: {row.image_id} ({row.dx})' for row in rows.itertuples()]
+    def name_rows(chosen: pd.Series) -> list[str]:
+        return [f'{row.line}: {row.image} ({row.label})' for row in rows[chosen].itertuples()]
 
-    repeated = table.image_id.duplicated()
-    unknown = ~table.dx.isin(HAM10000_CLASSES)
-    without_image = ~table.image_id.isin(paths)
-    audit.add('repeated_rows', 'rows that repeat an image_id', name_rows(table[repeated]), fatal=True)
-    known = f'known are {", ".join(HAM10000_CLASSES)}'
-    audit.add('unknown_labels', f'rows with an unknown diagnosis ({known})', name_rows(table[unknown]), fatal=True)
-    audit.add('rows_without_image', 'rows without an image, left out', name_rows(table[without_image]))
-    named = set(table.image_id)
+    repeated, unknown = rows.image.duplicated(), ~rows.label.isin(class_names)
+    without_image = ~rows.image.isin(paths)
+    audit.add('repeated_rows', 'rows that repeat an image', name_rows(repeated), fatal=True)
+    known = f'known are {", ".join(class_names)}'
+    audit.add('unknown_labels', f'rows with an unknown diagnosis ({known})', name_rows(unknown), fatal=True)
+    audit.add('rows_without_image', 'rows without an image, left out', name_rows(without_image))
+    named = set(rows.image)
     homeless = [path for stem, path in paths.items() if stem not in named]
     audit.add('images_without_row', 'images without a row, left out', homeless)
-
-    table['group'] = table.lesion_id.where(table.lesion_id != '', table.image_id)
     audit.add(
         'rows_without_group',
         'rows without a lesion_id, each taken for a lesion of its own',
-        name_rows(table[table.lesion_id == '']),
+        name_rows(rows.lesion_id == ''),
     )
-    kept = table[~(repeated | unknown | without_image)]
-    return RawImages(HAM10000_CLASSES, [_image(raw, row, paths) for row in kept.to_dict('records')])
+    kept = rows[~(repeated | unknown | without_image)].to_dict('records')
+    return [_image(raw, row, paths[row['image']], ('sex', 'localization', *more_facts)) for row in kept]
 
 
-def _image(raw: RawFiles, row: Mapping[str, str], paths: Mapping[str, str]) -> RawImage:
-    path = paths[row['image_id']]
+def _image(raw: RawFiles, row: Mapping[str, str], path: str, facts: Collection[str]) -> RawImage:
     age = pd.to_numeric(row['age'], errors='coerce')
     return RawImage(
-        name=row['image_id'],
+        name=row['image'],
         path=path,
         read=functools.partial(raw.read, path),
-        label=row['dx'],
-        group=row['group'],
-        facts={
-            'age': None if pd.isna(age) else float(age),
-            **{key: row[key] or None for key in ('sex', 'localization', 'dx_type')},
-        },
+        label=row['label'],
+        group=row['lesion_id'] or row['image'],
+        split=row['split'] or None,
+        facts={'age': None if pd.isna(age) else float(age), **{key: row[key] or None for key in facts}},
     )
-
-
-def _read_table(raw: RawFiles, name: str, columns: tuple[str, ...]) -> tuple[str, pd.DataFrame]:
-    """A CSV file of the raw files by its base name, every value a string."""
-    path = next((path for path in raw.names if path.rpartition('/')[2] == name), None)
-    if path is None:
-        raise DataError(f'{raw.path} has no {name}. Put the table beside the image folders.')
-    try:
-        table = pd.read_csv(io.BytesIO(raw.read(path)), dtype=str, keep_default_na=False)
-    except ValueError as error:  # pandas' own errors and UnicodeDecodeError are ValueErrors
-        raise DataError(f'{path} in {raw.path} is not a CSV table: {error}') from error
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise DataError(
-            f'{path} in {raw.path} lacks the column(s) {", ".join(missing)}; '
-            f'it has {", ".join(map(str, table.columns))}.'
-        )
-    return path, table
 
 
 HAM10000 = ImageSource(
@@ -99,4 +159,29 @@ DEMO = ImageSource(
     read=read_ham10000,
     synthesize=synthetic.draw_ham10000,
 )
-SOURCES: Mapping[str, ImageSource] = {'ham10000': HAM10000, 'demo': DEMO, 'folders': FOLDERS}
+ISIC2018 = ImageSource(
+    title='ISIC 2018 Task 3 (Codella et al. 2019, arXiv:1902.03368)',
+    where='https://challenge.isic-archive.com/data/#2018',
+    licence='CC BY-NC 4.0',
+    read=read_challenge,
+)
+ISIC2019 = ImageSource(
+    title='ISIC 2019 (HAM10000; BCN_20000, arXiv:1908.02288; MSK, arXiv:1710.05006)',
+    where='https://challenge.isic-archive.com/data/#2019',
+    licence='CC BY-NC 4.0',
+    read=read_challenge,
+)
+ISIC9 = ImageSource(
+    title='Skin Cancer ISIC, nine diagnoses of the ISIC archive in one folder each',
+    where='https://www.kaggle.com/datasets/nodoubttome/skin-cancer9-classesisic',
+    licence='CC-0 or CC BY-NC, image by image',
+    read=read_folders,
+)
+SOURCES: Mapping[str, ImageSource] = {
+    'ham10000': HAM10000,
+    'isic2018': ISIC2018,
+    'isic2019': ISIC2019,
+    'isic9': ISIC9,
+    'folders': FOLDERS,
+    'demo': DEMO,
+}

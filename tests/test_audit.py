@@ -53,3 +53,4 @@ def test_repeats_contradictions_and_straddling_groups_are_found():
     assert audit['duplicates_across_splits'].items == ['4 (a, train) = 5 (b, test)']
     assert audit['contradictory_labels'].items == ['4 (a, train) = 5 (b, test)']
     assert audit['straddling_groups'].items == ['g1 (test, train)']
+    assert audit.counts['contradictions'] == {'a = b': {'sets': 1, 'train': 1, 'test': 1}}

@@ -170,6 +170,25 @@ def test_a_pattern_finds_files_and_one_image_alone_gives_the_same(script, traine
     np.testing.assert_allclose(row, expected, rtol=0, atol=1.01e-6)
 
 
+def test_a_folder_or_a_zip_stands_for_its_images(script, trained, run, tmp_path):
+    (tmp_path / 'photos' / 'more').mkdir(parents=True)
+    images = sorted(trained.raw_dir.rglob('*.jpg'))
+    for image, folder in zip(images[:3], ('', 'more', 'more'), strict=True):
+        shutil.copy(image, tmp_path / 'photos' / folder)
+    (tmp_path / 'photos' / 'notes.txt').write_text('no image')
+    archive = shutil.make_archive(str(tmp_path / 'set'), 'zip', tmp_path / 'photos')
+    tables = []
+    for inputs in (f'{tmp_path}/photos/**', f'{tmp_path}/photos', archive):
+        if '*' in inputs:
+            (tmp_path / 'photos' / 'notes.txt').unlink()
+        ended = script('predict', f'--workdir={run}', f'--inputs={inputs}', f'--output={tmp_path}/out.csv')
+        assert ended.status == 0, ended.stderr
+        tables.append(pd.read_csv(tmp_path / 'out.csv').sort_values('image', ignore_index=True))
+    assert tables[0].image.tolist() == sorted(image.stem for image in images[:3])
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0])
+
+
 def test_evaluation_repeats_to_the_byte_and_the_batch_size_changes_nothing(script, run):
     directory, texts, tables = run / 'evaluation' / 'test', [], []
     for batch_size in (16, 16, 1, 7, 256):
@@ -394,7 +413,11 @@ def test_predict_names_inputs_that_are_missing_or_unreadable(script, run, tmp_pa
     (tmp_path / 'photo.jpg').write_bytes(b'no image')
     predict = ('predict', f'--workdir={run}', f'--output={tmp_path}/out.csv')
     assert_refused(script(*predict, f'--inputs={tmp_path}/*.png'), 1, f'no file matches --inputs={tmp_path}/*.png')
-    assert_refused(script(*predict, f'--inputs={tmp_path}/*.jpg'), 1, f'{tmp_path}/photo.jpg', 'not a readable image')
+    for inputs in (f'{tmp_path}/*.jpg', tmp_path):
+        assert_refused(script(*predict, f'--inputs={inputs}'), 1, f'{tmp_path}/photo.jpg', 'not a readable image')
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'empty' / 'notes.txt').write_text('no image')
+    assert_refused(script(*predict, f'--inputs={tmp_path}/empty'), 1, f'{tmp_path}/empty holds no image')
     assert not (tmp_path / 'out.csv').exists()
 
 

@@ -1,5 +1,6 @@
 """The findings of `prepare`: what was wrong with the raw files, printed and stored beside the data."""
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -108,6 +109,7 @@ def audit_labelled(audit: Audit, table: pd.DataFrame, group_noun: str = 'groups'
     within: list[str] = []
     across: list[str] = []
     contradictory: list[str] = []
+    pairs: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for _, twins in table.groupby('digest', sort=False):
         if len(twins) == 1:
             continue
@@ -115,8 +117,11 @@ def audit_labelled(audit: Audit, table: pd.DataFrame, group_noun: str = 'groups'
         (within if twins.split.nunique() == 1 else across).append(text)
         if twins.label.nunique() > 1:
             contradictory.append(text)
+            pairs[' = '.join(sorted(twins.label.unique()))].update(['sets', *twins.split])
     repeats = int(table.digest.duplicated().sum())
     audit.count(exact_repeats=repeats)
+    if pairs:
+        audit.count(contradictions=pd.DataFrame.from_dict(pairs, orient='index').fillna(0).astype(int).to_dict('index'))
     audit.add('duplicates_within_split', 'sets of byte-identical images within a split', within)
     audit.add('duplicates_across_splits', 'sets of byte-identical images across splits', across)
     audit.add('contradictory_labels', 'sets of byte-identical images with contradictory labels', contradictory)

@@ -32,6 +32,11 @@ def prepare_images(
     The original encoded bytes are kept, so another image size needs no other preparation. Everything is
     written beside its final place and renamed when complete; what an interrupted call left is removed.
 
+    Byte-identical images are always audited, and taken away from training alone, where the config says so. Of
+    repeats (drop_duplicates) the copy that is first by name stays, and none where validation or test has one.
+    Of an image that appears under several labels (drop_contradictory) no copy stays, since none of them is known
+    to be right.
+
     Args:
       source: how to read the raw files.
       dataset: `config.dataset` with name, split_fractions, split_seed, drop_duplicates, drop_contradictory,

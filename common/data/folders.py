@@ -1,10 +1,9 @@
 """Image sets with one folder per class, with or without folders for the publisher's splits above them."""
 
 import functools
-import pathlib
 
 from common.data.audit import Audit
-from common.data.raw import IMAGE_SUFFIXES, ImageSource, RawFiles, RawImage, RawImages
+from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, image_names
 from common.errors import DataError
 
 SPLITS = {
@@ -21,13 +20,15 @@ SPLITS = {
 def read_folders(raw: RawFiles, audit: Audit) -> RawImages:
     """Reads `<class>/*` or `<split>/<class>/*`, e.g. `Train/melanoma/a.jpg`; deeper folders belong to the class.
 
-    Class names are the folders' names in alphabetical order. Every image is a group of its own.
+    Class names are the folders' names in alphabetical order. Every image is a group of its own. Images in no class
+    folder, such as the unlabelled ones of a flat `test/`, are left out and named in the audit.
 
     Raises:
       DataError: where no image lies in a class folder, or only one class is there.
     """
-    names = [name for name in raw.names if pathlib.PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-    splits_on_top = bool(names) and all(name.count('/') >= 2 and name.split('/')[0].lower() in SPLITS for name in names)
+    names = image_names(raw)
+    tops = {name.split('/')[0].lower() for name in names if '/' in name}
+    splits_on_top = tops <= SPLITS.keys() and any(name.count('/') >= 2 for name in names)
     images, homeless = [], []
     for name in names:
         split, _, rest = name.partition('/') if splits_on_top else (None, '', name)

@@ -3,12 +3,15 @@
 import contextlib
 import dataclasses
 import hashlib
+import io
 import pathlib
 import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import pandas as pd
 
 from common.data.audit import Audit
 from common.errors import DataError
@@ -148,15 +151,59 @@ class ImageSource:
     synthesize: Callable[[pathlib.Path], None] | None = None
 
 
+def image_names(raw: RawFiles) -> list[str]:
+    """The files whose ending is that of an image."""
+    return [name for name in raw.names if pathlib.PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+
+
+def encoded_images(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+    """Name and encoded bytes of an image file, or of every image in a folder or zip.
+
+    Raises:
+      DataError: where a folder or zip holds no image.
+    """
+    if not path.is_dir() and path.suffix.lower() != '.zip':
+        yield str(path), path.read_bytes()
+        return
+    with open_raw(path) as raw:
+        names = image_names(raw)
+        if not names:
+            raise DataError(f'{path} holds no image: no file ends in {", ".join(sorted(IMAGE_SUFFIXES))}.')
+        for name in names:
+            yield f'{path}/{name}', raw.read(name)
+
+
 def images_by_stem(raw: RawFiles, audit: Audit) -> dict[str, str]:
     """Image files by their name without folder and ending, as tables refer to them."""
     paths: dict[str, str] = {}
     repeated = []
-    for name in raw.names:
-        path = pathlib.PurePosixPath(name)
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        if paths.setdefault(path.stem, name) != name:
-            repeated.append(f'{name} (used: {paths[path.stem]})')
+    for name in image_names(raw):
+        stem = pathlib.PurePosixPath(name).stem
+        if paths.setdefault(stem, name) != name:
+            repeated.append(f'{name} (used: {paths[stem]})')
     audit.add('repeated_files', 'image files with the name of another; the first is used', repeated)
     return paths
+
+
+def read_table(raw: RawFiles, path: str, columns: Sequence[str]) -> pd.DataFrame:
+    """A CSV file of the raw files, every value a string, empty where there is none; line 2 is row 0.
+
+    Raises:
+      DataError: where it is no table, or lacks one of the `columns`.
+    """
+    try:
+        table = pd.read_csv(io.BytesIO(raw.read(path)), dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' own errors and UnicodeDecodeError are ValueErrors
+        raise DataError(f'{path} in {raw.path} is not a CSV table: {error}') from error
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise DataError(
+            f'{path} in {raw.path} lacks the column(s) {", ".join(missing)}; '
+            f'it has {", ".join(map(str, table.columns))}.'
+        )
+    return table
+
+
+def base_name(path: str) -> str:
+    """The name of a raw file without its folders."""
+    return path.rpartition('/')[2]
