@@ -60,4 +60,58 @@ class CNNLSTM(nn.Module):
         return nn.Dense(self.num_classes, dtype=jnp.float32)(x.astype(jnp.float32))
 
 
-MODELS: Mapping[str, Callable[..., nn.Module]] = {'cnn': CNN, 'cnn_lstm': CNNLSTM}
+class MetadataFusion(nn.Module):
+    """An image model whose outputs serve as features, joined by what a small MLP makes of the patient's metadata.
+
+    The image model's parameters keep the names that they have without metadata.
+
+    Attributes:
+      image: the image model, with as many outputs as there shall be features.
+      num_classes: of the logits.
+      metadata_dropout: probability that an example loses all of its metadata in training, so that the model learns to
+        do without.
+      hidden_size: units of the MLP.
+      axis_name: of the devices.
+    """
+
+    image: nn.Module
+    num_classes: int
+    metadata_dropout: float = 0.0
+    hidden_size: int = 32
+    axis_name: str | None = AXIS
+
+    def setup(self) -> None:
+        nn.share_scope(self, self.image)
+
+    @nn.compact
+    def __call__(self, inputs: Mapping[str, jax.Array], *, train: bool) -> jax.Array:
+        """`image` as the image model takes it, `metadata` float32 [batch, categories], see lesion/metadata.py.
+
+        Returns:
+          Logits float32 [batch, num_classes].
+        """
+        image, metadata = inputs['image'], inputs['metadata']
+        dropout = Dropout(self.metadata_dropout, self.axis_name, name='metadata_kept')
+        kept = dropout(jnp.ones((len(metadata), 1)), train=train) > 0
+        hidden = nn.relu(nn.Dense(self.hidden_size, name='metadata_hidden')(metadata * kept))
+        features = nn.relu(self.image(image, train=train))
+        return nn.Dense(self.num_classes, name='fusion')(jnp.concatenate([features, hidden], axis=-1))
+
+
+IMAGE_FEATURES = 64  # that join the metadata
+
+
+def _with_metadata(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Adds `config.model.metadata` and `metadata_dropout` to the settings of an image model."""
+
+    def model(*, num_classes: int, metadata: bool = False, metadata_dropout: float = 0.0, **settings: Any) -> nn.Module:
+        if not metadata:
+            return make(num_classes=num_classes, **settings)
+        return MetadataFusion(make(num_classes=IMAGE_FEATURES, **settings), num_classes, metadata_dropout)
+
+    return model
+
+
+MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    name: _with_metadata(make) for name, make in {'cnn': CNN, 'cnn_lstm': CNNLSTM}.items()
+}

@@ -1,7 +1,5 @@
-"""The lesion classifiers against plain NumPy, and through the scripts."""
+"""The lesion classifiers against plain NumPy."""
 
-import json
-import pathlib
 from functools import partial
 
 import flax.linen as nn
@@ -11,12 +9,12 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from common.evaluation.restore import example_inputs
 from common.nn.cnn import CNN, convolutional_trunk
 from common.types import Tree
 from lesion.configs import ham10000
 from lesion.models import CNNLSTM
 from lesion.task import Lesion
-from tests.conftest import SMALL, Ended, Trained, run_script
 
 TRUNK = {'widths': (4, 6), 'depth': (1, 2)}
 IMAGES = np.random.default_rng(0).normal(size=(2, 12, 20, 3)).astype(np.float32)
@@ -68,7 +66,7 @@ def test_cnn_lstm_reads_the_feature_map_row_by_row_and_classifies_the_mean(bidir
 
 def test_both_networks_share_the_names_and_shapes_of_the_convolutional_stages() -> None:
     def stages(model: nn.Module) -> dict[str, Tree]:
-        params = initialised(model)['params']
+        params = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), IMAGES)['params']
         return {n: jax.tree.map(jnp.shape, p) for n, p in params.items() if n.startswith(('Conv', 'BatchNorm'))}
 
     one = stages(CNN(num_classes=3, **TRUNK, axis_name=None))
@@ -81,36 +79,24 @@ def test_dropout_of_the_classifier_is_active_in_training_alone() -> None:
     model = CNNLSTM(num_classes=3, **TRUNK, dropout=0.5, axis_name=None)
     variables = initialised(model)
 
-    def train(seed: int, **changes: float) -> np.ndarray:
+    @jax.jit
+    def train(seed: int) -> jax.Array:
         rngs = {'dropout': jax.random.key(seed)}
-        return model.clone(**changes).apply(variables, IMAGES, train=True, mutable=['batch_stats'], rngs=rngs)[0]
+        return model.apply(variables, IMAGES, train=True, mutable=['batch_stats'], rngs=rngs)[0]
 
     assert np.abs(train(0) - train(1)).max() > 1e-3
-    np.testing.assert_array_equal(train(0, dropout=0.0), train(1, dropout=0.0))
+    model.apply(variables, IMAGES, train=False)  # needs no randomness
 
 
+@pytest.mark.parametrize('metadata', [False, True])
 @pytest.mark.parametrize('variant', list(ham10000.VARIANTS))
-def test_every_variant_builds_at_the_size_of_its_images(variant: str) -> None:
+def test_every_variant_builds_at_the_size_of_its_images_with_and_without_metadata(variant: str, metadata: bool) -> None:
     config = ham10000.get_config(variant)
+    config.model.metadata = metadata
     info = {'class_names': list('abc'), 'class_counts': [1, 1, 1], 'pixel_mean': [0.0], 'pixel_deviation': [1.0]}
-    model = Lesion(config, info).model()
-    images = np.zeros((2, *config.dataset.image_size, 3), np.float32)
-    logits = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False)[0])
-    assert (logits.shape, logits.dtype) == ((2, 3), np.float32)
-
-
-def train_small(trained: Trained, workdir: pathlib.Path, *flags: str) -> Ended:
-    """A few steps of the shrunken demo's CNN-LSTM, on the data that are already prepared."""
-    kept = [flag for flag in SMALL[1:] if 'dense' not in flag and 'duration' not in flag]
-    small = ('--config.duration=10steps', '--config.model.hidden_size=4', *flags)
-    data = (f'--config.dataset.raw_dir={trained.raw_dir}', f'--data_dir={trained.data_dir}')
-    return run_script('train', '--config=lesion/configs/demo.py:cnn_lstm', *kept, *small, *data, f'--workdir={workdir}')
-
-
-def test_cnn_lstm_trains_and_is_evaluated_through_the_scripts(trained: Trained, tmp_path: pathlib.Path) -> None:
-    ended = train_small(trained, tmp_path / 'run')
-    assert ended.status == 0, ended.stderr
-    ended = run_script('evaluate', f'--workdir={tmp_path}/run')
-    assert ended.status == 0, ended.stderr
-    metrics = json.loads((tmp_path / 'run/evaluation/test/metrics.json').read_text())
-    assert 0 <= metrics['balanced_accuracy'] <= 1
+    info['metadata'] = {'age': ['50', '60'], 'sex': ['female'], 'localization': []}
+    task = Lesion(config, info)
+    columns = {'image': np.zeros((1, *config.dataset.image_size, 3), np.uint8), 'metadata': np.zeros((1, 3), np.int32)}
+    inputs = example_inputs(task, columns, {})
+    logits = jax.eval_shape(lambda: task.model().init_with_output(jax.random.key(0), inputs, train=False)[0])
+    assert (logits.shape, logits.dtype) == ((1, 3), np.float32)
