@@ -136,3 +136,15 @@ def test_submission_has_exactly_the_columns_of_the_challenge(tmp_path):
     assert list(table) == ['image', 'MEL', 'NV', 'BCC', 'AKIEC', 'BKL', 'DF', 'VASC']
     np.testing.assert_allclose(table['NV'], softmax(logits, -1)[:, 5], atol=1e-6)
     np.testing.assert_allclose(table['AKIEC'], softmax(logits, -1)[:, 0], atol=1e-6)
+
+
+def test_submission_for_2019_says_that_nothing_is_unknown(tmp_path):
+    names = ['MEL', 'NV', 'BCC', 'AK', 'BKL', 'DF', 'VASC', 'SCC']
+    logits = RANDOM.normal(size=(2, 8))
+    split = Split(name='inputs', columns={}, records=pd.DataFrame({'name': ['ISIC_1', 'ISIC_2']}))
+    task = Lesion(demo.get_config(), INFO | {'class_names': names, 'class_counts': [1] * 8})
+    task.write_predictions({'logits': logits}, split, tmp_path / 'predictions.csv')
+    table = pd.read_csv(tmp_path / 'submission.csv')
+    assert list(table) == ['image', *names, 'UNK']
+    np.testing.assert_allclose(table[names], softmax(logits, -1), atol=1e-6)
+    assert table['UNK'].tolist() == [0.0, 0.0]

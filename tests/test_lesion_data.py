@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping
 
@@ -11,11 +12,13 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from common.config import load_run
 from common.data.audit import Audit
 from common.data.builders import load_images, prepare_images
 from common.errors import DataError
 from lesion.configs import isic9, isic2018, isic2019
 from lesion.datasets import ISIC9, ISIC2018, ISIC2019
+from tests.conftest import run_script
 
 CLASSES = ('MEL', 'NV', 'BCC')
 
@@ -105,6 +108,19 @@ def test_an_image_outside_of_the_class_folders_is_left_out_and_named(folders, tm
     assert audit['images_without_class'].items == [stray]
     assert len(records) == 45
     assert set(records.label) == {'actinic keratosis', 'melanoma', 'nevus'}
+
+
+def test_the_five_lines_of_the_readme_train_on_folders_of_ones_own(folders, tmp_path):
+    readme = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
+    (lines,) = re.findall(r"```python\n([^`]*name='folders'[^`]*)```", readme)
+    assert len([line for line in lines.splitlines() if line]) == 5
+    (tmp_path / 'moles.py').write_text(lines.replace('my_images', str(folders)))
+    small_model = ['--config.model.widths=(4,)', '--config.model.depth=(1,)', '--config.duration=4steps']
+    flags = [f'--config={tmp_path}/moles.py', *small_model, '--config.batch_size=8']
+    ended = run_script('train', *flags, f'--data_dir={tmp_path}/data', f'--workdir={tmp_path}/run')
+    assert ended.status == 0, ended.stderr
+    assert load_run(tmp_path / 'run').info['class_names'] == ['actinic keratosis', 'melanoma', 'nevus']
+    assert load_run(tmp_path / 'run').info['image_shape'] == [96, 96, 3]
 
 
 # The challenges: one-hot tables.
