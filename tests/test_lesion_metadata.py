@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common.classification import ClassificationTask
 from common.config import load_run
+from common.data.dataset import Dataset, Split
 from common.errors import DataError, UsageError
 from common.nn.cnn import CNN
 from lesion import metadata
@@ -40,6 +42,19 @@ def test_what_training_has_not_seen_counts_as_unknown():
     codes = metadata.encode(pd.concat([TRAIN, other]), VOCABULARY)
     assert codes.dtype == np.int32
     assert codes.tolist() == [[2, 1, 1], [1, 2, 2], [2, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0]]
+
+
+def test_the_vocabulary_is_that_of_the_training_rows(monkeypatch, tmp_path):
+    test = TRAIN.assign(age=80.0, localization='hand')
+    splits = {name: Split(name=name, columns={}, records=rows) for name, rows in {'train': TRAIN, 'test': test}.items()}
+    monkeypatch.setattr(ClassificationTask, 'load', lambda config, data_dir: Dataset(splits=splits, info={'a': 1}))
+    config = demo.get_config()
+    assert Lesion.load(config, tmp_path).info == {'a': 1}
+    config.model.metadata = True
+    dataset = Lesion.load(config, tmp_path)
+    assert dataset.info == {'a': 1, 'metadata': VOCABULARY}
+    assert dataset.splits['train'].columns['metadata'].tolist() == [[2, 1, 1], [1, 2, 2], [2, 0, 1], [0, 0, 0]]
+    assert dataset.splits['test'].columns['metadata'].tolist() == [[0, 1, 0], [0, 2, 0], [0, 0, 0], [0, 0, 0]]
 
 
 def test_unknown_values_are_zeros_where_others_have_a_one():
