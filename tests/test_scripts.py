@@ -311,7 +311,7 @@ def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
         ('--config.schedule.name=nope', 2, ["config.schedule.name is 'nope'; it may be constant"]),
         ('--config.data.transport=nope', 2, ["config.data.transport is 'nope'; it may be resident, streaming, auto"]),
         ('--config.data.sampling=nope', 2, ["config.data.sampling is 'nope'; it may be uniform or balanced"]),
-        ('--config.dataset.name=nope', 2, ["config.dataset.name is 'nope'; it may be ham10000, demo"]),
+        ('--config.dataset.name=nope', 2, ["config.dataset.name is 'nope'; it may be ham10000, isic2018"]),
         ('--config.loss.class_weights=nope', 2, ["config.loss.class_weights is 'nope'; it may be none, inverse"]),
         ('--config.monitor.metric=nope', 2, ["config.monitor.metric is 'nope'; it may be loss"]),
         ('--config.monitor.mode=nope', 2, ["config.monitor.mode is 'nope'; it must be min or max"]),

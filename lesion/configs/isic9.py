@@ -7,7 +7,7 @@ from lesion.configs import ham10000
 
 
 def get_config(variant: str = 'cnn') -> ConfigDict:
-    """The HAM10000 recipe, for more epochs of fewer images. As published, the set is fit for a first try, not for claims.
+    """The HAM10000 recipe, for more epochs of fewer images. As published, the set is for a first try, not for claims.
 
     Nearly all of its seborrheic keratoses are byte-identical to melanomas, many of its actinic keratoses to nevi, and
     of the latter 15 of 16 in Test. With config.dataset.drop_contradictory, training sees no image under two labels.
