@@ -1,0 +1,101 @@
+"""A launch script restarts itself once with the settings of its process, and is the same command afterwards."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from common import process
+from tests.conftest import REPOSITORY
+
+PLAIN = {name: value for name, value in os.environ.items() if name not in ('GLIBC_TUNABLES', process.SWITCH)}
+
+
+@pytest.fixture
+def capable(monkeypatch, tmp_path):
+    """A machine with huge pages to be had, and without an accelerator."""
+    setting = tmp_path / 'enabled'
+    setting.write_text('always [madvise] never\n')
+    monkeypatch.setattr(process, '_KERNEL_SETTING', setting)
+    monkeypatch.setattr(sys, 'platform', 'linux')
+    monkeypatch.setattr(os, 'confstr_names', {'CS_GNU_LIBC_VERSION': 2})
+    monkeypatch.setattr(os, 'confstr', lambda name: 'glibc 2.35')
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    return setting
+
+
+def test_huge_pages_are_asked_for_where_they_can_be_had(capable):
+    assert process.wanted({}) == {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+    assert process.wanted({'JAX_PLATFORMS': 'cpu'}) == {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+
+
+@pytest.mark.parametrize(
+    'environment',
+    [
+        {process.SWITCH: 'off'},
+        {'GLIBC_TUNABLES': 'glibc.malloc.check=1'},
+        {'GLIBC_TUNABLES': ''},
+        {'JAX_PLATFORMS': 'cuda,cpu'},
+    ],
+)
+def test_the_switch_what_the_user_set_and_accelerators_leave_the_process_as_it_is(capable, environment):
+    assert process.wanted(environment) == {}
+
+
+@pytest.mark.parametrize('version', ['glibc 2.34', 'musl 1.2', ''])
+def test_other_libraries_leave_the_process_as_it_is(capable, monkeypatch, version):
+    monkeypatch.setattr(os, 'confstr', lambda name: version)
+    assert process.wanted({}) == {}
+
+
+def test_other_kernels_and_plugins_leave_the_process_as_it_is(capable, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: name == 'jax_plugins')
+    assert process.wanted({}) == {}
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    capable.write_text('[always] madvise never\n')
+    assert process.wanted({}) == {}
+    capable.unlink()
+    assert process.wanted({}) == {}
+    monkeypatch.setattr(sys, 'platform', 'darwin')
+    assert process.wanted({}) == {}
+
+
+SCRIPT = """
+    import os, signal, sys
+    print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), 'jax' in sys.modules, sys.argv[1:])
+    if 'kill' in sys.argv:
+        os.kill(os.getpid(), signal.SIGTERM)
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize('switch', ['on', 'off'])
+def test_a_script_starts_once_more_as_the_same_process_with_the_same_arguments(tmp_path, switch):
+    """The package as it is, with a script more; the last directory on the path comes first here."""
+    package = tmp_path / 'experiments'
+    package.mkdir()
+    (package / '__init__.py').write_text((REPOSITORY / 'experiments' / '__init__.py').read_text())
+    (package / 'probe.py').write_text(textwrap.dedent(SCRIPT))
+
+    def start(*arguments: str) -> tuple[subprocess.Popen, list[str]]:
+        environment = PLAIN | {'PYTHONPATH': str(REPOSITORY), process.SWITCH: switch, 'JAX_PLATFORMS': 'cpu'}
+        command = [sys.executable, '-m', 'experiments.probe', *arguments]
+        started = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        return started, started.communicate()[0].split(' ', 3)
+
+    setting = process.wanted({'JAX_PLATFORMS': 'cpu'} if switch == 'on' else {process.SWITCH: 'off'})
+    started, said = start('--a=1 2', "it's", '')
+    assert started.returncode == 3
+    expected = [str(started.pid), str(setting.get('GLIBC_TUNABLES')), 'False', "['--a=1 2', \"it's\", '']\n"]
+    assert said == expected
+    assert start('kill')[0].returncode == -15
+
+
+def test_importing_the_package_restarts_nothing():
+    code = 'import os, experiments; print(os.environ.get("GLIBC_TUNABLES"))'
+    environment = PLAIN | {'JAX_PLATFORMS': 'cpu'}
+    said = subprocess.check_output([sys.executable, '-c', code], cwd=pathlib.Path(REPOSITORY), env=environment)
+    assert said.decode().strip() == 'None'
