@@ -4,16 +4,20 @@ import importlib.metadata
 import os
 import pathlib
 import platform
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from common.errors import UsageError
+from common.processor import processor
 from common.types import Tree
 
 AXIS = 'data'  # the name by which per-device functions reduce over devices
+
+type Options = Callable[[jax.stages.Lowered], dict[str, bool]]
 
 
 def start(distributed: bool = False) -> None:
@@ -22,11 +26,15 @@ def start(distributed: bool = False) -> None:
     With `distributed`, jax finds the cluster by itself: Slurm, Open MPI, Kubernetes, TPU pods, or the environment
     variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
-    cache = pathlib.Path(os.environ.get('TRIPTYCH_COMPILE_CACHE', '~/.cache/triptych/compiled')).expanduser()
-    jax.config.update('jax_compilation_cache_dir', str(cache))
+    jax.config.update('jax_compilation_cache_dir', str(compile_cache()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
     if distributed:
         jax.distributed.initialize()
+
+
+def compile_cache() -> pathlib.Path:
+    """The folder of compiled programs: $TRIPTYCH_COMPILE_CACHE, or ~/.cache/triptych/compiled."""
+    return pathlib.Path(os.environ.get('TRIPTYCH_COMPILE_CACHE', '~/.cache/triptych/compiled')).expanduser()
 
 
 def default_data_dir() -> pathlib.Path:
@@ -50,9 +58,46 @@ def environment() -> dict[str, Any]:
         'python': platform.python_version(),
         'versions': {package: importlib.metadata.version(package) for package in packages},
         'backend': jax.default_backend(),
+        'processor': processor(),
         'devices': [device.device_kind for device in jax.devices()],
         'processes': jax.process_count(),
     }
+
+
+def compile_with(program: jax.stages.Lowered, options: dict[str, bool] | None) -> jax.stages.Compiled:
+    """Compiles a program with XLA options of its own."""
+    with warnings.catch_warnings():
+        # XLA cannot serialise programs that call oneDNN: they are compiled anew in every process.
+        warnings.filterwarnings('ignore', 'Error writing persistent compilation cache entry')
+        return program.compile(compiler_options=options)
+
+
+class Lifted:
+    """A function over all devices, compiled for every shape that it is called with.
+
+    `options` gives, for a lowered program, what XLA is to be told when it compiles it.
+    """
+
+    def __init__(self, mapped: Any, options: Options | None):
+        self._mapped, self._options = mapped, options
+        self._compiled: dict[Hashable, jax.stages.Compiled] = {}
+
+    def lower(self, *arguments: Tree) -> jax.stages.Lowered:
+        return self._mapped.lower(*arguments)
+
+    def compile(self, *arguments: Tree) -> jax.stages.Compiled:
+        """Compiled ahead of time for such arguments."""
+        lowered = self.lower(*arguments)
+        return compile_with(lowered, self._options(lowered) if self._options else None)
+
+    def __call__(self, *arguments: Tree) -> Any:
+        if not self._options:
+            return self._mapped(*arguments)
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        if shapes not in self._compiled:
+            self._compiled[shapes] = self.compile(*arguments)
+        return self._compiled[shapes](*arguments)
 
 
 class DataParallel:
@@ -72,13 +117,19 @@ class DataParallel:
     def __len__(self) -> int:
         return len(self.devices)
 
-    def lift(self, function: Callable, *, donate: bool = False) -> Any:
+    def lift(
+        self,
+        function: Callable,
+        *,
+        donate: bool = False,
+        options: Options | None = None,
+    ) -> Lifted:
         """jit-compiled and sharded: `function(state, shared, batch)` with `in_axes=(None, None, 0)`.
 
         What it returns must be the same on every device (reduced or gathered over AXIS); it comes back as
         ordinary replicated arrays without a device axis. `donate` gives the state's memory to the result.
         """
-        return jax.pmap(
+        mapped = jax.pmap(
             function,
             axis_name=AXIS,
             in_axes=(None, None, 0),
@@ -86,6 +137,7 @@ class DataParallel:
             devices=self.devices,
             donate_argnums=(0,) if donate else (),
         )
+        return Lifted(mapped, options)
 
     def put(self, batch: Tree) -> Tree:
         """Starts the transfer of host arrays [local devices, ...] to their devices; does not wait for it."""

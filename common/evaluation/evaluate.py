@@ -11,6 +11,7 @@ from jax import lax
 
 from common.data.order import once, spread
 from common.data.transport import IN_FLIGHT, Transport, complete
+from common.nn import bfloat16
 from common.runtime import AXIS, DataParallel
 from common.task import Task
 from common.types import Array, Batch, Predictions, Tree
@@ -33,8 +34,10 @@ class Evaluator:
         views: str | None = None,
     ):
         self._parallel, self._members = parallel, members
+        options = bfloat16.options(task.config.precision, task.config.convolution)
         self._call = {
-            labelled: parallel.lift(_per_device(task, model, members, labelled, views)) for labelled in (True, False)
+            labelled: parallel.lift(_per_device(task, model, members, labelled, views), options=options)
+            for labelled in (True, False)
         }
 
     def __call__(

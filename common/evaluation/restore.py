@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from common.checkpoint import Checkpoints
 from common.config import RunRecord, load_run
 from common.members import Members, members_of
+from common.nn.choices import settle
 from common.task import Task, task_class
 from common.types import Tree
 
@@ -44,6 +45,7 @@ def restore(workdir: str | os.PathLike[str], checkpoint: str = 'best') -> Run:
     workdir = pathlib.Path(workdir)
     record = load_run(workdir)
     config = record.config
+    settle(record.environment.get('convolutions', {}))
     task = task_class(config.task)(config, record.info)
     model = task.model()
     members = members_of(config, record.groups)

@@ -1,7 +1,7 @@
 """A drop-in for `lax.conv_general_dilated` that takes a faster way on the CPU where one is known and wins.
 
-Use it as `nn.Conv(..., conv_general_dilated=convolution())`. The way is chosen from shapes and dtype alone, never by
-timing, so that a run can be repeated; on GPUs and TPUs the program stays XLA's own convolution.
+Use it as `nn.Conv(..., conv_general_dilated=convolution())`. The way is chosen from shapes, dtype and the processor's
+features, never by timing, so that a run can be repeated; on GPUs and TPUs the program stays XLA's own convolution.
 """
 
 import math
@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from common.nn import few_channels, winograd
+from common.nn import bfloat16, few_channels, winograd
+from common.nn.choices import Layer, way_of
+from common.nn.chunks import at_least_float32
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -43,12 +45,18 @@ def _direct_weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     return jax.linear_transpose(lambda w: _direct(x, w), w)(g)[0]
 
 
+def _cpu_input_gradient(g: jax.Array, w: jax.Array) -> jax.Array:
+    # What XLA makes of it is outside the region for which products in bfloat16 are known to be right.
+    return (bfloat16.input_gradient if g.dtype == jnp.bfloat16 else _direct_input_gradient)(g, w)
+
+
 DIRECT = _Way(_direct, _direct_input_gradient, _direct_weight_gradient)
 WAYS = {
     'winograd': _Way(winograd.convolve, winograd.input_gradient, winograd.weight_gradient),
-    'winograd_weight_gradient': _Way(_direct, _direct_input_gradient, winograd.weight_gradient),
-    'shifted': _Way(few_channels.convolve, _direct_input_gradient, few_channels.weight_gradient, few_channels.MOST),
-    'im2col_weight_gradient': _Way(_direct, _direct_input_gradient, few_channels.weight_gradient, few_channels.MOST),
+    'winograd_weight_gradient': _Way(_direct, _cpu_input_gradient, winograd.weight_gradient),
+    'bfloat16': _Way(_direct, bfloat16.input_gradient, winograd.weight_gradient),
+    'shifted': _Way(few_channels.convolve, _cpu_input_gradient, few_channels.weight_gradient, few_channels.MOST),
+    'im2col_weight_gradient': _Way(_direct, _cpu_input_gradient, few_channels.weight_gradient, few_channels.MOST),
 }
 
 
@@ -60,6 +68,8 @@ def choose(
     dilation: Sequence[int],
     groups: int,
     dtype: Any,
+    *,
+    bfloat16_products: bool = False,
 ) -> str:
     """The name of the way that 'auto' takes on a CPU, a pure function of its arguments.
 
@@ -71,6 +81,7 @@ def choose(
         dilation: of the kernel.
         groups: of the features.
         dtype: of both arrays.
+        bfloat16_products: whether the processor's own are to be had, see `bfloat16.available`.
 
     Returns:
         'direct', or a key of `WAYS` that was measured to be faster.
@@ -80,6 +91,8 @@ def choose(
     batch, height, width, channels_in = x_shape
     if channels_in <= few_channels.MOST:
         return 'shifted' if channels_in == 1 else 'im2col_weight_gradient'
+    if bfloat16_products and dtype == jnp.bfloat16:
+        return 'bfloat16'
     gain = winograd.gain(height, width, channels_in, w_shape[3])
     tiles = winograd.tiles(batch, height, width)
     # Products of fewer rows are bound by the cost of starting them.
@@ -127,10 +140,16 @@ def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
             and lhs.dtype == rhs.dtype
             and precision is None
         ):
-            way = choose(*arguments) if path == 'auto' else path
+            layer = Layer(lhs.shape, rhs.shape, lhs.dtype.name)
+            narrow = bfloat16.available()
+            way = path if path != 'auto' else way_of(layer, lambda: choose(*arguments, bfloat16_products=narrow))
             if way in WAYS and lhs.shape[-1] <= WAYS[way].most_channels_in:
                 return _convolve(lhs, rhs, way)
-        return lax.conv_general_dilated(
+        dtype = lhs.dtype
+        if path in ('auto', 'bfloat16') and dtype == jnp.bfloat16 and bfloat16.available():
+            # As XLA does where it is not told otherwise; and where it is, this keeps to the region that is right.
+            lhs, rhs = at_least_float32(lhs), at_least_float32(rhs)
+        y = lax.conv_general_dilated(
             lhs,
             rhs,
             window_strides,
@@ -141,6 +160,7 @@ def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
             feature_group_count=feature_group_count,
             precision=precision,
         )
+        return y.astype(dtype)
 
     return conv_general_dilated
 

@@ -1,6 +1,7 @@
 """Puts a training together from its config: data, model, optimizer, compiled step, fresh state."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -18,7 +19,10 @@ from common.errors import UsageError
 from common.evaluation.evaluate import Evaluator
 from common.evaluation.restore import example_inputs
 from common.members import Members, members_of
-from common.runtime import DataParallel
+from common.nn import bfloat16
+from common.nn.choices import recorded
+from common.nn.self_check import check as check_convolutions
+from common.runtime import DataParallel, compile_cache
 from common.state import TrainState
 from common.task import Task, task_class
 from common.training.optim import make_optimizer, make_schedule
@@ -54,7 +58,8 @@ class Training:
             accumulate=self.config.accumulate_steps,
             ema_decay=self.config.ema_decay,
         )
-        self.train_step = self.parallel.lift(step, donate=True)
+        options = bfloat16.options(self.config.precision, self.config.convolution)
+        self.train_step = self.parallel.lift(step, donate=True, options=options)
 
     def to_steps(self, duration: str) -> int:
         """A duration of this training's config in steps."""
@@ -68,6 +73,19 @@ class Training:
     @property
     def train_split(self) -> Split:
         return self.dataset.splits['train']
+
+    @functools.cached_property
+    def convolutions(self) -> dict[str, str]:
+        """On a CPU, the way of every convolution that has a choice, by its shape; checked, here or earlier."""
+        if jax.default_backend() != 'cpu':
+            return {}
+        rows = self.config.batch_size // len(self.parallel) // self.config.accumulate_steps
+        example = jax.eval_shape(lambda: example_inputs(self.task, self.train_split.columns, self.dataset.tables))
+        inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), example)
+
+        with recorded() as layers:
+            jax.eval_shape(functools.partial(self.model.init, train=False), jax.random.key(0), inputs)
+        return check_convolutions(layers, compile_cache())
 
     def transport(self, split: str) -> Transport:
         """The split's transport, made at first use."""
@@ -102,8 +120,9 @@ class Training:
     def compile(self, state: TrainState, batch: Batch) -> tuple[Callable, str]:
         """The train step compiled ahead of time for such a batch, and its cost in words."""
         shared = self.transport('train').shared
+        _ = self.convolutions  # settled before they are traced
         begin = time.perf_counter()
-        compiled = self.train_step.lower(state, shared, batch).compile()
+        compiled = self.train_step.compile(state, shared, batch)
         seconds = time.perf_counter() - begin
         return compiled, f'compiled in {seconds:.1f} s; {_cost(compiled)}'
 

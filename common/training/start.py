@@ -9,6 +9,7 @@ from common.checkpoint import FOLDER, Checkpoints
 from common.config import CONFIG_FILE, RunRecord, differences, load_run, save_run
 from common.data.dataset import Split
 from common.errors import UserError
+from common.nn.choices import settle
 from common.runtime import environment
 from common.state import TrainState
 from common.training.loop import Progress
@@ -35,12 +36,8 @@ def begin(
     if not checkpoints.is_empty():
         step = checkpoints.find('latest')
         state, progress = checkpoints.restore(training.abstract_state(), step)
-        return (
-            state,
-            Progress(**progress),
-            checkpoints,
-            f'going on from step {step} of {training.total_steps}',
-        )
+        how = f'going on from step {step} of {training.total_steps}{_elsewhere(workdir)}'
+        return state, Progress(**progress), checkpoints, how
     state = training.init_state()
     size = num_parameters(state.params)
     if training.config.init_from:
@@ -51,12 +48,14 @@ def begin(
 
 def _claim(training: Training, workdir: pathlib.Path, data_dir: pathlib.Path) -> None:
     if (workdir / CONFIG_FILE).exists():
-        changed = [line for line in differences(load_run(workdir).config, training.config) if not line.startswith(FREE)]
+        record = load_run(workdir)
+        changed = [line for line in differences(record.config, training.config) if not line.startswith(FREE)]
         if changed:
             raise UserError(
                 f'{workdir} holds a run of another config:\n  ' + '\n  '.join(changed) + '\n'
                 'Give the same values to go on with it, or another --workdir.'
             )
+        settle(record.environment.get('convolutions', {}))
         return
     if (workdir / FOLDER).exists():
         raise UserError(f'{workdir} holds checkpoints but no {CONFIG_FILE}: give another --workdir.')
@@ -74,8 +73,15 @@ def _record(training: Training, data_dir: pathlib.Path) -> RunRecord:
         tables={name: jax.ShapeDtypeStruct(table.shape, table.dtype) for name, table in dataset.tables.items()},
         groups=members.count if members.by_group else None,
         data_dir=str(data_dir.absolute()),
-        environment=environment() | {'transport': training.transport_choice},
+        environment=environment() | {'transport': training.transport_choice, 'convolutions': training.convolutions},
     )
+
+
+def _elsewhere(workdir: pathlib.Path) -> str:
+    """A word of warning where the run began on another processor or with other libraries."""
+    before, now = load_run(workdir).environment, environment()
+    changed = [name for name in ('backend', 'processor', 'versions') if before.get(name) != now[name]]
+    return f'; begun with other {" and ".join(changed)} (config.json), so the last digits may differ' if changed else ''
 
 
 def _row_spec(split: Split) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,0 +1,95 @@
+"""Whether a model's fast convolutions give the numbers of XLA's own on this machine, on the model's own shapes."""
+
+import hashlib
+import inspect
+import json
+import pathlib
+import warnings
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib.version
+import numpy as np
+from jax import lax
+
+from common.nn import bfloat16, chunks, conv, few_channels, winograd
+from common.nn.choices import Layer, settle
+from common.processor import processor
+from common.runtime import compile_with
+
+# Relative L2 distance from the direct convolution in float32. Winograd rounds to 3e-6 there; a result in bfloat16,
+# to 2e-3. A wrong one is off by a tenth or more.
+TOLERANCE = {'float64': 1e-10, 'float32': 1e-4, 'bfloat16': 1e-2, 'float16': 1e-2}
+_MODULES: tuple[ModuleType, ...] = (bfloat16, chunks, conv, few_channels, winograd)
+
+
+def check(layers: Mapping[Layer, str], cache: pathlib.Path) -> dict[str, str]:
+    """Settles the ways: 'direct' where the fast one gives other numbers than XLA's own, with a warning.
+
+    Args:
+        layers: as `choices.recorded` gives them.
+        cache: the folder that keeps what was found, by processor, release of jaxlib and source of the convolutions.
+
+    Returns:
+        The ways that layers take from now on.
+    """
+    file = cache / f'convolutions-{_fingerprint()}.json'
+    known: dict[str, float] = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    found, ways = dict(known), {}
+    for layer, way in layers.items():
+        name = f'{layer} {way}'
+        if way != 'direct' and name not in found:
+            found[name] = distance(layer, way)
+        ways[str(layer)] = way
+        if found.get(name, 0.0) > TOLERANCE[layer.dtype]:
+            ways[str(layer)] = 'direct'
+            warnings.warn(
+                f'the convolution {name} gives other numbers than the direct one on this machine (relative distance '
+                f'{found[name]:.1e}): it is computed directly',
+                stacklevel=2,
+            )
+    settle(ways)
+    if found != known:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix('.partial')
+        partial.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
+        partial.replace(file)
+    return ways
+
+
+def distance(layer: Layer, way: str) -> float:
+    """The largest relative L2 distance of the fast result and both gradients from the direct ones; inf for NaN."""
+    random = np.random.default_rng(0)
+    y_shape = (*layer.x_shape[:3], layer.w_shape[3])
+    drawn = [
+        random.normal(size=shape).astype(jnp.dtype(layer.dtype)) for shape in (layer.x_shape, layer.w_shape, y_shape)
+    ]
+    fast = _compiled(conv.convolution(way), drawn, with_options=True)(*drawn)
+    wide = [array.astype(jnp.promote_types(array.dtype, jnp.float32)) for array in drawn]
+    plain = _compiled(conv.convolution('direct'), wide, with_options=False)(*wide)
+    worst = 0.0
+    for one, other in zip(fast, plain, strict=True):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        apart = float(np.linalg.norm(one - other) / max(np.linalg.norm(other), 1e-30))
+        worst = max(worst, apart if np.isfinite(apart) else np.inf)
+    return worst
+
+
+def _compiled(convolve: Callable[..., jax.Array], arrays: list[np.ndarray], *, with_options: bool) -> Any:
+    numbers = lax.conv_dimension_numbers(arrays[0].shape, arrays[1].shape, conv.DIMENSIONS)
+
+    def run(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        y, pull_back = jax.vjp(lambda x, w: convolve(x, w, (1, 1), 'SAME', dimension_numbers=numbers), x, w)
+        return y, *pull_back(g)
+
+    lowered = jax.jit(run).lower(*arrays)
+    return compile_with(lowered, bfloat16.compiler_options(lowered) if with_options else None)
+
+
+def _fingerprint() -> str:
+    sources = [inspect.getsource(module) for module in _MODULES]
+    facts = json.dumps([jaxlib.version.__version__, processor(), *sources])
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]

@@ -1,0 +1,19 @@
+"""The processor under a run, as far as the choice of a program depends on it."""
+
+import functools
+import pathlib
+import platform
+import re
+
+_CPUINFO = pathlib.Path('/proc/cpuinfo')
+_TELLING = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16')  # features that decide which formulation is fast
+
+
+@functools.cache
+def processor() -> dict[str, str]:
+    """Its `model`, and those of its `features` that matter; none where the system does not list them."""
+    text = _CPUINFO.read_text(encoding='utf-8') if _CPUINFO.is_file() else ''
+    model = re.search(r'^model name\s*: (.*)', text, re.MULTILINE)
+    flags = re.search(r'^flags\s*: (.*)', text, re.MULTILINE)
+    features = [feature for feature in _TELLING if flags and feature in flags[1].split()]
+    return {'model': model[1] if model else platform.machine(), 'features': ' '.join(features)}

@@ -1,0 +1,180 @@
+"""Fast convolutions are checked on the machine at hand, kept in the run's record, and never leave the safe region."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from common.config import load_run
+from common.nn import bfloat16, choices, conv, self_check
+from common.nn.choices import Layer, recorded, settle
+from common.nn.conv import DIMENSIONS, WAYS, convolution
+from common.training.start import begin
+from tests.test_steps import lesion_training
+
+LAYER = Layer((2, 8, 8, 4), (3, 3, 4, 4), 'float32')
+NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), DIMENSIONS)
+
+
+@pytest.fixture(autouse=True)
+def nothing_settled(monkeypatch):
+    monkeypatch.setattr(choices, '_settled', {})
+
+
+def traced(x_shape, w_shape, dtype=jnp.float32, path='auto', **options):
+    """The layers that a convolution leaves in the record."""
+    x, w = jax.ShapeDtypeStruct(x_shape, dtype), jax.ShapeDtypeStruct(w_shape, dtype)
+    options = {'window_strides': (1, 1), 'padding': 'SAME', 'dimension_numbers': NUMBERS} | options
+    with recorded() as layers:
+        jax.eval_shape(lambda x, w: convolution(path)(x, w, **options), x, w)
+    return layers
+
+
+def test_every_layer_with_a_choice_is_recorded():
+    assert traced((64, 24, 24, 128), (3, 3, 128, 128)) == {
+        Layer((64, 24, 24, 128), (3, 3, 128, 128), 'float32'): 'winograd'
+    }
+    assert traced(LAYER.x_shape, LAYER.w_shape) == {LAYER: 'direct'}
+    assert traced(LAYER.x_shape, LAYER.w_shape, path='winograd') == {}
+    assert traced(LAYER.x_shape, LAYER.w_shape, window_strides=(2, 2)) == {}
+    assert str(LAYER) == '2x8x8x4 * 3x3x4x4 float32'
+
+
+def test_a_settled_way_is_taken():
+    settle({str(LAYER): 'winograd'})
+    assert traced(LAYER.x_shape, LAYER.w_shape) == {LAYER: 'winograd'}
+
+
+@pytest.mark.parametrize('way', sorted(WAYS))
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_every_way_passes_its_check(way, dtype):
+    layer = Layer(
+        (3, 9, 10, min(16, WAYS[way].most_channels_in)), (3, 3, min(16, WAYS[way].most_channels_in), 8), dtype
+    )
+    assert 0 < self_check.distance(layer, way) < self_check.TOLERANCE[dtype] / 3
+
+
+@pytest.mark.parametrize('wrong', ['forward', 'input_gradient', 'weight_gradient'])
+@pytest.mark.parametrize('error', [1.2, jnp.nan])
+def test_a_way_with_other_numbers_falls_back_with_a_warning(monkeypatch, tmp_path, wrong, error):
+    right = getattr(WAYS['winograd'], wrong)
+    broken = WAYS['winograd']._replace(**{wrong: lambda a, b: right(a, b) * error})
+    monkeypatch.setitem(conv.WAYS, 'winograd', broken)
+    with pytest.warns(UserWarning, match='2x8x8x4 \\* 3x3x4x4 float32 winograd gives other numbers'):
+        assert self_check.check({LAYER: 'winograd'}, tmp_path) == {str(LAYER): 'direct'}
+    settle({str(LAYER): 'direct'})
+    assert traced(LAYER.x_shape, LAYER.w_shape) == {LAYER: 'direct'}
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match='gives other numbers'):  # what was found is kept
+        assert self_check.check({LAYER: 'winograd'}, tmp_path) == {str(LAYER): 'direct'}
+
+
+def test_what_was_found_is_not_measured_again(monkeypatch, tmp_path):
+    layers = {LAYER: 'winograd', Layer((1, 2, 2, 1), (3, 3, 1, 1), 'float32'): 'direct'}
+    assert self_check.check(layers, tmp_path) == {str(layer): way for layer, way in layers.items()}
+    [file] = tmp_path.iterdir()
+    assert list(json.loads(file.read_text())) == [f'{LAYER} winograd']
+    monkeypatch.setattr(self_check, 'distance', None)
+    self_check.check(layers, tmp_path)
+    monkeypatch.setattr(self_check, 'processor', lambda: {'model': 'another'})
+    with pytest.raises(TypeError):
+        self_check.check(layers, tmp_path)
+
+
+class Network(nn.Module):
+    """Everything that the region leaves out, beside what it holds."""
+
+    convolve: object
+
+    @nn.compact
+    def __call__(self, x):
+        conv = lambda *args, **options: nn.Conv(*args, **options, dtype=x.dtype, conv_general_dilated=self.convolve)  # noqa: E731
+        x = conv(16, (3, 3))(x)
+        x = conv(16, (3, 3))(x)
+        x = conv(16, (3, 3), strides=2)(x)
+        x = conv(16, (3, 3), feature_group_count=16)(x)
+        x = conv(16, (1, 1))(x)
+        return nn.Dense(3, dtype=x.dtype)(x.mean((1, 2)))
+
+
+def step_of(convolve):
+    model = Network(convolve)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 9, 10, 3)), jnp.bfloat16)
+    variables = model.init(jax.random.key(0), x)
+    step = jax.jit(jax.grad(lambda v, x: (model.apply(v, x).astype(jnp.float32) ** 2).sum()))
+    return step, variables, x
+
+
+def test_products_in_bfloat16_keep_to_the_region(monkeypatch):
+    monkeypatch.setattr(bfloat16, 'available', lambda: True)
+    step, variables, x = step_of(convolution())
+    assert bfloat16.compiler_options(step.lower(variables, x)) == bfloat16._OPTIONS
+    plain, *_ = step_of(convolution('direct'))  # its gradients are outside
+    assert bfloat16.compiler_options(plain.lower(variables, x)) == {}
+    flax, *_ = step_of(lax.conv_general_dilated)
+    assert bfloat16.compiler_options(flax.lower(variables, x)) == {}
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (variables, x))
+    assert bfloat16.compiler_options(step.lower(*wide)) == {}
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'window_strides': (2, 2)},
+        {'padding': [(0, 1), (0, 1)]},
+        {'padding': 'VALID'},
+        {'lhs_dilation': (2, 2)},
+        {'rhs_dilation': (2, 2)},
+        {'feature_group_count': 4},
+        {'dimension_numbers': ('NHWC', 'HWOI', 'NHWC')},
+        {'dimension_numbers': ('NCHW', 'HWIO', 'NCHW')},
+    ],
+)
+def test_a_program_with_any_other_convolution_gets_no_options(change):
+    x, w = jnp.ones((4, 4, 4, 4), jnp.bfloat16), jnp.ones((3, 3, 4, 4), jnp.bfloat16)
+    options = {'window_strides': (1, 1), 'padding': [(1, 1), (1, 1)], 'dimension_numbers': DIMENSIONS}
+
+    def run(x, w, **options):
+        inside = lax.conv_general_dilated(jnp.ones_like(x), w, (1, 1), 'SAME', dimension_numbers=DIMENSIONS)
+        return lax.conv_general_dilated(x, w[:, :, : 4 // options.get('feature_group_count', 1)], **options), inside
+
+    assert bfloat16.compiler_options(jax.jit(lambda x, w: run(x, w, **options)).lower(x, w)) == bfloat16._OPTIONS
+    assert bfloat16.compiler_options(jax.jit(lambda x, w: run(x, w, **options | change)).lower(x, w)) == {}
+
+
+def test_with_the_options_a_network_has_the_gradients_of_plain_flax():
+    if not bfloat16.available():
+        return  # where the processor has no such instructions, they are never given
+    step, variables, x = step_of(convolution())
+    lowered = step.lower(variables, x)
+    actual = lowered.compile(compiler_options=bfloat16.compiler_options(lowered))(variables, x)
+    plain, *_ = step_of(lax.conv_general_dilated)
+    expected = plain(variables, x.astype(jnp.float32))
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(one - other) < 0.03 * np.linalg.norm(other)
+
+
+def test_a_run_keeps_its_ways_and_says_where_it_goes_on_elsewhere(monkeypatch, tmp_path):
+    data = tmp_path / 'data'
+    training = lesion_training(monkeypatch, 2)
+    begin(training, tmp_path, data)[2].close()
+    environment = load_run(tmp_path).environment
+    first, second = '8x12x12x3 * 3x3x3x6 float32', '8x6x6x6 * 3x3x6x8 float32'
+    assert environment['convolutions'] == {first: 'im2col_weight_gradient', second: 'direct'}
+
+    content = json.loads((tmp_path / 'config.json').read_text())
+    content['environment']['convolutions'][second] = 'winograd'  # as another release might have chosen
+    content['environment']['processor'] = {'model': 'another', 'features': ''}
+    (tmp_path / 'config.json').write_text(json.dumps(content))
+    again = lesion_training(monkeypatch, 2)
+    _, _, checkpoints, how = begin(again, tmp_path, data)
+    checkpoints.save(again.init_state(), {}, 1)
+    checkpoints.close()
+    assert again.convolutions[second] == 'winograd'
+    *_, checkpoints, how = begin(again, tmp_path, data)
+    checkpoints.close()
+    assert how.endswith('begun with other processor (config.json), so the last digits may differ')
