@@ -29,7 +29,7 @@ def base_config() -> ConfigDict:
     config.duration = '10epochs'
     config.evaluate_every = '1epochs'  # validation, and with it a checkpoint
     config.log_every = '20steps'
-    config.steps_per_dispatch = 1  # steps that run on the device in one call
+    config.steps_per_dispatch = 0  # steps that run on the device in one call; 0: several where they are short
     config.accumulate_steps = 1  # parts into which a batch is cut to save memory
     config.precision = 'auto'  # of the computation: float32, bfloat16, or auto: what the device likes
     config.convolution = 'auto'  # on CPUs; direct: XLA's own; others by name: common/nn/conv.py
@@ -103,7 +103,7 @@ def check(config: ConfigDict) -> None:
     batch, parts = config.batch_size, config.accumulate_steps
     wrong = {
         'batch_size': (batch >= 1, 'at least 1'),
-        'steps_per_dispatch': (config.steps_per_dispatch >= 1, 'at least 1'),
+        'steps_per_dispatch': (config.steps_per_dispatch >= 0, 'at least 0'),
         'accumulate_steps': (parts >= 1 and batch % parts == 0, f'at least 1 and a divisor of batch_size {batch}'),
         'ensemble': (config.ensemble >= 1, 'at least 1'),
         'ema_decay': (0 <= config.ema_decay < 1, 'from 0 to below 1'),

@@ -304,7 +304,7 @@ def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
         ('--config.batch_size=0', 2, ['config.batch_size is 0; it must be at least 1']),
         ('--config.batch_size=18', 2, ['config.batch_size 18 does not divide over 4 devices']),
         ('--config.batch_size=512', 1, ['training examples are fewer than one batch of 512']),
-        ('--config.steps_per_dispatch=0', 2, ['config.steps_per_dispatch is 0']),
+        ('--config.steps_per_dispatch=-1', 2, ['config.steps_per_dispatch is -1']),
         ('--config.accumulate_steps=3', 2, ['config.accumulate_steps is 3']),
         ('--config.model.name=nope', 2, ["config.model.name is 'nope'; it may be cnn"]),
         ('--config.optimizer.name=nope', 2, ["config.optimizer.name is 'nope'; it may be adam, adamw, sgd"]),

@@ -40,6 +40,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def toy(data_dir: pathlib.Path, devices: int = 1, **values) -> Training:
     config = plain_sgd(toy_config.get_config(), 0.1)
+    config.steps_per_dispatch = 1
     config.task = 'tests.toy'
     config.update_from_flattened_dict({name.replace('__', '.'): value for name, value in values.items()})
     return make_training(config, data_dir, devices)
@@ -77,7 +78,7 @@ def lesion_training(monkeypatch: pytest.MonkeyPatch, devices: int) -> Training:
     info |= {'pixel_mean': [120.0] * 3, 'pixel_deviation': [60.0] * 3}
     monkeypatch.setattr(Lesion, 'load', lambda config, data_dir: Dataset(splits={'train': split}, info=info))
     config = plain_sgd(demo.get_config())
-    config.batch_size, config.precision = 16, 'float32'
+    config.batch_size, config.precision, config.steps_per_dispatch = 16, 'float32', 1
     config.model.widths, config.model.dense, config.model.dropout = (6, 8), (8,), 0.4
     config.augment.cutout, config.augment.mixup = 0.3, 0.3
     config.loss.class_weights, config.loss.focal_gamma, config.loss.label_smoothing = 'inverse', 2.0, 0.1

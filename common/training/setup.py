@@ -25,6 +25,7 @@ from common.nn.self_check import check as check_convolutions
 from common.runtime import DataParallel, compile_cache
 from common.state import TrainState
 from common.task import Task, task_class
+from common.training.dispatch import steps_per_dispatch, training_flops
 from common.training.optim import make_optimizer, make_schedule
 from common.training.plan import TrainingPlan
 from common.training.steps import init_state, make_train_step
@@ -86,6 +87,18 @@ class Training:
         with recorded() as layers:
             jax.eval_shape(functools.partial(self.model.init, train=False), jax.random.key(0), inputs)
         return check_convolutions(layers, compile_cache())
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of one step of one member, counted from the model."""
+        variables, inputs = self._abstract(self.config.batch_size)
+        return training_flops(functools.partial(self.model.apply, train=False), variables, inputs)
+
+    def _abstract(self, rows: int) -> tuple[Tree, Tree]:
+        """Shapes of the model's variables and of a batch of so many rows of its inputs."""
+        example = jax.eval_shape(lambda: example_inputs(self.task, self.train_split.columns, self.dataset.tables))
+        inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), example)
+        return jax.eval_shape(functools.partial(self.model.init, train=False), jax.random.key(0), inputs), inputs
 
     def transport(self, split: str) -> Transport:
         """The split's transport, made at first use."""
@@ -151,8 +164,8 @@ def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) 
     if config.batch_size % len(parallel):
         raise UsageError(f'config.batch_size {config.batch_size} does not divide over {len(parallel)} devices')
     total = number_of_steps(config.duration, steps_per_epoch=plan.steps_per_epoch, batch_size=config.batch_size)
-    return Training(
-        config=config,
+    training = Training(
+        config=config.copy_and_resolve_references(),
         dataset=dataset,
         task=task,
         model=task.model(),
@@ -162,6 +175,11 @@ def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) 
         total_steps=total,
         transport_choice=is_resident(config.data.transport, _num_bytes(dataset), parallel)[1],
     )
+    if not config.steps_per_dispatch:
+        boundary = max(training.to_steps(config.evaluate_every), 1)
+        flops = training.flops * len(members.seeds)
+        training.config.steps_per_dispatch = steps_per_dispatch(flops, jax.default_backend(), boundary)
+    return training
 
 
 def _num_bytes(dataset: Dataset) -> int:

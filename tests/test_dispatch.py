@@ -1,0 +1,59 @@
+"""Short steps share a dispatch, by a rule that knows nothing of time."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from common.nn.conv import convolution
+from common.nn.lstm import LSTM
+from common.training.dispatch import steps_per_dispatch, training_flops
+from tests.test_steps import toy, toy_data
+
+__all__ = ['toy_data']  # a fixture
+
+
+@pytest.mark.parametrize(
+    ('flops', 'platform', 'boundary', 'expected'),
+    [
+        (1e9, 'cpu', 100, 1),  # long enough
+        (0.6e9, 'cpu', 1600, 16),
+        (0.6e9, 'cpu', 39, 13),  # 16 would leave single steps at every boundary
+        (0.6e9, 'cpu', 37, 16),  # 37 is a prime
+        (1e6, 'cpu', 1000, 50),
+        (0.0, 'cpu', 3, 3),
+        (1e10, 'gpu', 1000, 50),
+        (3e10, 'tpu', 1000, 25),
+        (1e11, 'gpu', 1000, 1),
+    ],
+)
+def test_short_steps_share_a_dispatch(flops, platform, boundary, expected):
+    assert steps_per_dispatch(flops, platform, boundary) == expected
+
+
+def flops_of(model, shape):
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return training_flops(model.apply, jax.eval_shape(model.init, jax.random.key(0), x), x)
+
+
+@pytest.mark.parametrize('options', [{}, {'conv_general_dilated': convolution('winograd')}])
+def test_convolutions_count_as_direct_ones(options):
+    assert flops_of(nn.Conv(16, (3, 3), **options), (2, 8, 8, 4)) == 3 * 2 * (2 * 8 * 8 * 16) * 9 * 4
+    assert flops_of(nn.Conv(8, (3, 3), feature_group_count=4), (2, 8, 8, 4)) == 3 * 2 * (2 * 8 * 8 * 8) * 9
+
+
+def test_loops_count_every_time():
+    gates, window, batch = 4 * 6, 7, 3
+    assert flops_of(LSTM(6), (batch, window, 5)) == 3 * 2 * batch * window * (5 + 6) * gates
+    looped = training_flops(
+        lambda a: lax.fori_loop(0, 5, lambda i, a: a @ a, a), jax.ShapeDtypeStruct((4, 4), 'float32')
+    )
+    assert looped == 3 * 5 * 2 * 4**3
+
+
+def test_the_config_of_a_training_holds_the_number(toy_data):
+    training = toy(toy_data, steps_per_dispatch=0, evaluate_every='12steps')
+    assert training.config.steps_per_dispatch == 12
+    assert toy(toy_data, steps_per_dispatch=0, evaluate_every='12steps', ensemble=2).config.steps_per_dispatch == 12
+    assert toy(toy_data, steps_per_dispatch=5).config.steps_per_dispatch == 5
