@@ -39,7 +39,7 @@ def base_config() -> ConfigDict:
     config.dataset = ConfigDict({'name': '', 'raw_dir': ''})
     config.data = ConfigDict(
         {
-            'transport': 'auto',  # resident: the data set lives on the device; streaming: it is read as it goes
+            'transport': 'auto',  # resident: the data set lives on the devices; streaming: it is read as it goes
             'sampling': 'uniform',  # or balanced: every class equally often
             'threads': 2,  # that read batches ahead
         }

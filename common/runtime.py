@@ -126,13 +126,15 @@ class DataParallel:
     ) -> Lifted:
         """jit-compiled and sharded: `function(state, shared, batch)` with `in_axes=(None, None, 0)`.
 
+        Of `shared`, a dict, what is under 'parts' is no copy but has the axis of devices, as the batch has.
+
         What it returns must be the same on every device (reduced or gathered over AXIS); it comes back as
         ordinary replicated arrays without a device axis. `donate` gives the state's memory to the result.
         """
         mapped = jax.pmap(
             function,
             axis_name=AXIS,
-            in_axes=(None, None, 0),
+            in_axes=(None, {'columns': None, 'parts': 0, 'tables': None}, 0),
             out_axes=None,
             devices=self.devices,
             donate_argnums=(0,) if donate else (),
@@ -146,6 +148,16 @@ class DataParallel:
     def replicate(self, tree: Tree) -> Tree:
         """A copy of every array on every device."""
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self.replicated, leaf), tree)
+
+    def parted(self, column: np.ndarray) -> np.ndarray:
+        """This process's rows of a column of which every device keeps a part, [local devices, rows, ...]."""
+        rows = -(-len(column) // len(self.devices))
+        parts = np.zeros((self.local_count, rows, *column.shape[1:]), column.dtype)
+        local = [number for number, device in enumerate(self.devices) if device.process_index == jax.process_index()]
+        for part, number in zip(parts, local, strict=True):
+            mine = column[number * rows : (number + 1) * rows]
+            part[: len(mine)] = mine
+        return parts
 
     def local_part(self, rows: np.ndarray) -> np.ndarray:
         """This process's share of [steps, batch], as [local devices, steps, batch / devices].

@@ -36,6 +36,7 @@ def fit(data_dir):
     def fit(workdir: pathlib.Path, stop_at: int = 0, number: int = signal.SIGINT, **values) -> tuple[Training, Outcome]:
         config = toy_config.get_config()
         config.task = 'tests.toy'
+        config.steps_per_dispatch = 1
         config.update_from_flattened_dict({name.replace('__', '.'): value for name, value in values.items()})
         training = make_training(config, data_dir, devices=2)
         if stop_at:

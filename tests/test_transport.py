@@ -20,7 +20,8 @@ SPLIT = Split(
     columns={
         'image': RANDOM.integers(0, 256, (37, 5, 4, 3), dtype=np.uint8),
         'label': RANDOM.integers(0, 7, 37).astype(np.int32),
-        'value': RANDOM.normal(size=37).astype(np.float32),
+        'value': np.append(RANDOM.normal(size=35), [np.nan, -0.0]).astype(np.float32),
+        'known': RANDOM.integers(0, 2, 37).astype(bool),
     },
     records=pd.DataFrame({'name': range(37)}),
 )
@@ -43,21 +44,24 @@ def delivered(transport: Transport, plan, parallel: DataParallel) -> list[dict[s
 
 
 @pytest.mark.parametrize('devices', [1, 4])
-@pytest.mark.parametrize(('resident', 'threads'), [(True, 2), (False, 0), (False, 1), (False, 5)])
-def test_batches_are_the_planned_rows_bit_for_bit(devices, resident, threads):
+@pytest.mark.parametrize(
+    ('resident', 'in_parts', 'threads'),
+    [(True, False, 2), (True, True, 2), (False, False, 0), (False, False, 1), (False, False, 5)],
+)
+def test_batches_are_the_planned_rows_bit_for_bit(devices, resident, in_parts, threads):
     parallel = DataParallel(jax.devices()[:devices])
-    transport = Transport(SPLIT, {}, parallel, resident=resident, threads=threads)
+    transport = Transport(SPLIT, {}, parallel, resident=resident, in_parts=in_parts, threads=threads)
     chunks = [(0, 3), (3, 3), (6, 1), (7, 3), (10, 1), (11, 3)]
     batches = delivered(transport, Dispatches(Orders, chunks), parallel)
     assert len(batches) == len(chunks)
     for batch, (first, count) in zip(batches, chunks, strict=True):
         rows = np.stack([Orders.index(step) for step in range(first, first + count)])
-        assert set(batch) == {'index', 'mask', 'image', 'label', 'value'}
+        assert set(batch) == {'index', 'mask', 'image', 'label', 'value', 'known'}
         np.testing.assert_array_equal(batch['index'], rows)
         np.testing.assert_array_equal(batch['mask'], np.ones((count, 8), np.float32))
         for name, column in SPLIT.columns.items():
             assert batch[name].dtype == column.dtype  # uint8 crosses, never float
-            np.testing.assert_array_equal(batch[name], column[rows])
+            assert batch[name].tobytes() == column[rows].tobytes(), name
 
 
 @pytest.mark.parametrize('devices', [1, 4])
@@ -80,11 +84,25 @@ def test_a_batch_must_divide_over_the_devices():
         DataParallel().local_part(np.zeros((1, 6)))
 
 
-def test_auto_is_resident_where_the_data_fit_and_says_so():
-    parallel = DataParallel()
-    assert is_resident('auto', 1000, parallel)[0]
-    fits, why = is_resident('auto', 2**60, parallel)
-    assert not fits
-    assert why.startswith('streaming, 1,099,511,627,776 MiB do not fit into')
+def test_in_parts_no_device_keeps_more_than_its_share():
+    transport = Transport(SPLIT, {}, DataParallel(), resident=True, in_parts=True)
+    for name, column in SPLIT.columns.items():
+        kept = transport.shared['parts'][name].addressable_shards
+        assert [shard.data.shape for shard in kept] == [(1, 10, *column.shape[1:])] * 4
+
+
+def test_auto_is_resident_where_the_data_fit_and_says_so(monkeypatch):
+    monkeypatch.setattr('common.data.transport.room_for_data', lambda device, count: 10 * 2**20)
+    parallel, mebibyte = DataParallel(), 2**20
+    assert is_resident('auto', 10 * mebibyte, parallel) == (True, 'resident, 10 MiB fit into 10 MiB')
+    in_parts = 'resident in parts on 4 devices'
+    assert is_resident('auto', 40 * mebibyte, parallel) == (True, f'{in_parts}, 40 MiB fit into 10 MiB each')
+    assert is_resident('resident', 41 * mebibyte, parallel) == (True, f'{in_parts}, as config.data.transport says')
+    alone = DataParallel(jax.devices()[:1])
+    assert is_resident('resident', 41 * mebibyte, alone) == (True, 'resident, as config.data.transport says')
+    words = 'streaming, 1,024 MiB do not fit into 10 MiB on each device'
+    assert (
+        is_resident('auto', 1024 * mebibyte, parallel) == is_resident('auto', 1024 * mebibyte, alone) == (False, words)
+    )
     with pytest.raises(UsageError, match=r"config\.data\.transport is 'fast'; it may be resident, streaming, auto"):
         is_resident('fast', 0, parallel)

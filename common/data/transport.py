@@ -1,7 +1,8 @@
 """The two ways in which examples reach the device, behind one contract, delivering the same batches bit for bit.
 
 Streaming reads the rows of every batch on the host, ahead of time, in grain's threads. Resident puts all columns
-into device memory once; what crosses then are row numbers. In both, the device ends with the same columns:
+into device memory once; what crosses then are row numbers. Where they do not fit into one device, each keeps a part,
+and the devices hand one another the rows. In all, the device ends with the same columns:
 
     for batch in transport.batches(plan):      # leaves [local devices, steps, batch / devices, ...]
         state, metrics = step(state, transport.shared, batch)
@@ -12,16 +13,18 @@ into device memory once; what crosses then are row numbers. In both, the device 
 
 import collections
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from common.config import choose
 from common.data.dataset import Split
-from common.runtime import DataParallel
+from common.runtime import AXIS, DataParallel
 from common.types import Array, Batch, Tree
 
 IN_FLIGHT = 2  # batches on their way to the device while a step runs
@@ -39,8 +42,8 @@ class Transport:
     """A split on its way to the devices.
 
     Attributes:
-      shared: device arrays that every step reads, {'columns': ..., 'tables': ...}; `columns` is empty when
-        streaming.
+      shared: device arrays that every step reads, {'columns': ..., 'parts': ..., 'tables': ...}. Columns are resident
+        on every device under `columns`, in parts [local devices, rows, ...] under `parts`, or not at all.
     """
 
     def __init__(
@@ -50,12 +53,15 @@ class Transport:
         parallel: DataParallel,
         *,
         resident: bool,
+        in_parts: bool = False,
         threads: int = 2,
     ):
         self._streamed = {} if resident else dict(split.columns)
         self._parallel, self._threads = parallel, threads
-        columns = dict(split.columns) if resident else {}
-        self.shared: Tree = parallel.replicate({'columns': columns, 'tables': dict(tables)})
+        columns = dict(split.columns) if resident and not in_parts else {}
+        parts = {name: parallel.parted(column) for name, column in split.columns.items()} if in_parts else {}
+        replicated = parallel.replicate({'columns': columns, 'tables': dict(tables)})
+        self.shared: Tree = {**replicated, 'parts': parallel.put(parts)}
 
     def host_batch(self, index: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
         """This process's rows, [local devices, steps, batch / devices, ...]."""
@@ -76,35 +82,38 @@ class Transport:
 
 def complete(batch: Batch, shared: Tree) -> dict[str, Array]:
     """Adds to a batch the columns that are resident, gathered by `index`; on the device, inside jit."""
-    return {name: column[batch['index']] for name, column in shared['columns'].items()} | dict(batch)
+    columns = {name: column[batch['index']] for name, column in shared['columns'].items()}
+    parts = {name: _from_parts(part, batch['index']) for name, part in shared['parts'].items()}
+    return columns | parts | dict(batch)
+
+
+def _from_parts(part: Array, index: Array) -> Array:
+    """Rows of a column of which every device has a part: each sends what it has, to whom it is due, and zeros."""
+    # As whole numbers, adding zeros changes no bit.
+    bits = part if jnp.issubdtype(part.dtype, jnp.integer) else part.view(f'uint{8 * part.dtype.itemsize}')
+    place = lax.all_gather(index, AXIS) - lax.axis_index(AXIS) * len(part)  # [devices, batch / devices]
+    mine = (place >= 0) & (place < len(part))
+    sent = bits[jnp.where(mine, place, 0)] * mine.reshape(*mine.shape, *(1,) * (part.ndim - 1)).astype(bits.dtype)
+    return lax.psum_scatter(sent, AXIS).view(part.dtype)
 
 
 def is_resident(transport: str, num_bytes: int, parallel: DataParallel) -> tuple[bool, str]:
     """What `config.data.transport` means for a data set of `num_bytes`, and why, in words.
 
-    'auto' chooses resident where the data take at most half of one device's memory, or on CPU devices, which
-    share the host's, at most a quarter of it together.
+    'auto' chooses resident where the data take at most half of one device's memory, or of every device's in parts;
+    on CPU devices, which share the host's, at most a quarter of it together.
     """
-    decide: Callable[[], tuple[bool, str]] = choose(
-        {
-            'resident': lambda: (True, 'as config.data.transport says'),
-            'streaming': lambda: (False, 'as config.data.transport says'),
-            'auto': lambda: _fits(num_bytes, parallel),
-        },
-        transport,
-        'data.transport',
-    )
-    resident, why = decide()
-    return resident, f'{"resident" if resident else "streaming"}, {why}'
-
-
-def _fits(num_bytes: int, parallel: DataParallel) -> tuple[bool, str]:
-    limit = room_for_data(parallel.devices[0], len(parallel))
-    resident = num_bytes <= limit
-    return (
-        resident,
-        f'{num_bytes / 2**20:,.0f} MiB {"fit" if resident else "do not fit"} into {limit / 2**20:,.0f} MiB',
-    )
+    limit, devices = room_for_data(parallel.devices[0], len(parallel)), len(parallel)
+    size, room = f'{num_bytes / 2**20:,.0f} MiB', f'{limit / 2**20:,.0f} MiB'
+    whole, in_parts = num_bytes <= limit, num_bytes <= limit * devices
+    resident = 'resident' if whole or devices == 1 else f'resident in parts on {devices} devices'
+    fits = f'{resident}, {size} fit into {room}' + ('' if whole else ' each')
+    choices: dict[str, tuple[bool, str]] = {
+        'resident': (True, f'{resident}, as config.data.transport says'),
+        'streaming': (False, 'streaming, as config.data.transport says'),
+        'auto': (True, fits) if in_parts else (False, f'streaming, {size} do not fit into {room} on each device'),
+    }
+    return choose(choices, transport, 'data.transport')
 
 
 def room_for_data(device: jax.Device, num_devices: int) -> int:

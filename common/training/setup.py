@@ -108,6 +108,7 @@ class Training:
                 self.dataset.tables,
                 self.parallel,
                 resident=self.transport_choice.startswith('resident'),
+                in_parts=self.transport_choice.startswith('resident in parts'),
                 threads=self.config.data.threads,
             )
         return self._transports[split]
