@@ -20,12 +20,14 @@ from common.data.images import Decoding, decode_image
 from common.data.raw import ImageSource, encoded_images
 from common.errors import DataError, UsageError
 from common.evaluation.metrics import headline_metrics
-from common.evaluation.report.classification import classification_report
 from common.evaluation.views import VIEWS
 from common.findings import Evidence, Report
+from common.lazy import lazy
 from common.runtime import compute_dtype
 from common.task import Task
 from common.types import Array, Batch, Keys, Logits, Predictions, Tree
+
+reporting = lazy('common.evaluation.report.classification')
 
 SAMPLED_FOR_STATISTICS = 2000  # training images whose pixels give mean and standard deviation
 
@@ -144,7 +146,9 @@ class ClassificationTask(Task):
         """See `common.evaluation.report.classification`."""
         self.write_predictions(evidence.predictions, evidence.split, evidence.directory / 'predictions.csv')
         concerns = [name for name in self.class_names if name.casefold() in self.classes_of_concern]
-        return classification_report(evidence, self.class_names, concerns, self.subgroups(evidence.split.records))
+        return reporting.classification_report(
+            evidence, self.class_names, concerns, self.subgroups(evidence.split.records)
+        )
 
     def subgroups(self, records: pd.DataFrame) -> Mapping[str, pd.Series]:
         """Partitions of the examples whose parts the report judges one by one: by title, the part of each example."""

@@ -3,13 +3,15 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from common.data.dataset import Split
 from common.types import Predictions
+
+if TYPE_CHECKING:  # it takes long to import, and training needs none
+    from matplotlib.figure import Figure
 
 type Cell = str | int | float | None  # None: undefined
 type Part = str | Plot | Table | Gallery  # a string is a paragraph
@@ -41,7 +43,7 @@ class Plot:
     """A figure, also saved as NAME.png; the caption says what to see in it."""
 
     name: str
-    figure: Figure
+    figure: 'Figure'
     caption: str
 
 

@@ -10,13 +10,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from common import runtime
-from common.evaluation import plots
 from common.history import read_history
+from common.lazy import lazy
 from common.task import task_class
 from common.training.loop import train
 from common.training.setup import make_training
 from common.training.start import begin
 from experiments import launch
+
+plots = lazy('common.evaluation.plots')
 
 _CONFIG = launch.define_config()
 _DATA_DIR = flags.DEFINE_string('data_dir', None, launch.DATA_DIR_HELP)

@@ -4,7 +4,10 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+
+from common.lazy import lazy
+
+stats = lazy('scipy.stats')
 
 RESAMPLES = 2000
 RANKED = 20  # tickers a day, below which a rank correlation says little

@@ -6,7 +6,9 @@ from typing import Any
 import pandas as pd
 
 from common.findings import Cell, Plot, Section, Table
-from stocks import plots
+from common.lazy import lazy
+
+plots = lazy('stocks.plots')
 
 HEADLINES = ('skill', 'directional_accuracy', 'rmse', 'naive_rmse', 'mape', 'coverage_90')
 _NAMES = {'model': 'model', 'naive': 'last close (naive)', 'drift': 'drift', 'autoregression': 'linear autoregression'}

@@ -5,10 +5,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn import metrics as sk
 
 from common.errors import DataError
 from common.evaluation.calibration import confidence_bins, expected_calibration_error
+from common.lazy import lazy
+
+sk = lazy('sklearn.metrics')
 
 _NUM_BINS = 15
 # Resampling weights held at once: 8 MB of float64 stay near the cache and never fill the memory.

@@ -11,9 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from sklearn import metrics as sk
 
 from common.evaluation.calibration import ReliabilityCurve
+from common.lazy import lazy
+
+sk = lazy('sklearn.metrics')
 
 # The colours of Okabe & Ito (2008), told apart with any colour vision; yellow is too faint on white.
 _PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
