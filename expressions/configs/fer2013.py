@@ -1,4 +1,4 @@
-"""FER2013, 7 classes, official splits; variants: vgg, residual, cpu; each also as NAME-plain, without augmentation."""
+"""FER2013, 7 classes, official splits; variants: vgg, residual, cpu, small_vgg; as NAME-plain without augmentation."""
 
 from collections.abc import Callable, Mapping
 
@@ -84,4 +84,21 @@ def _cpu(config: ConfigDict) -> None:
     )
 
 
-VARIANTS: Mapping[str, Callable[[ConfigDict], None]] = {'vgg': _vgg, 'residual': _residual, 'cpu': _cpu}
+def _small_vgg(config: ConfigDict) -> None:
+    """Six convolutions and Adam: what docs/performance.md measures speed by."""
+    _vgg(config)
+    config.batch_size = 64
+    config.duration = '30epochs'
+    config.model.update(widths=(64, 128, 256), dense=(256,), dropout=0.0)
+    config.optimizer.name = 'adam'
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 0.0
+    config.schedule.name = 'cosine'
+
+
+VARIANTS: Mapping[str, Callable[[ConfigDict], None]] = {
+    'vgg': _vgg,
+    'residual': _residual,
+    'cpu': _cpu,
+    'small_vgg': _small_vgg,
+}

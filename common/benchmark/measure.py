@@ -1,0 +1,186 @@
+"""What is measured of a training, as rows: our own rates and costs, those of the same model elsewhere, and scaling."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from common.benchmark.flops import datasheet_peak, flops, measured_peak
+from common.benchmark.machine import device_memory, host_memory
+from common.benchmark.peers import Peer, PeerUnavailableError, dtype
+from common.benchmark.program import Program, reconfigured, with_examples, with_members, with_transport
+from common.benchmark.rates import Contestant, Row, bottleneck, ratio, spread, take_turns
+from common.benchmark.startup import first_step
+from common.training.setup import Training
+
+SHARES = (0.125, 0.25, 0.5, 1.0)  # of the data set, and of the models trained together
+PROFILED = 5  # dispatches in a trace
+# What peers do not mirror: they train on ready inputs.
+UNMIRRORED: Mapping[str, Any] = {'augment': ConfigDict(), 'ema_decay': 0.0, 'accumulate_steps': 1}
+
+type Peers = Mapping[str, tuple[pathlib.Path, str]]  # by name: script and interpreter
+
+
+def own_rows(training: Training, repeats: int) -> list[Row]:
+    """Loader, step and end to end over every transport that fits, all in turns; the step's row holds the costs."""
+    transports = ['streaming', 'resident'] if training.config.data.transport == 'auto' else []
+    if not training.transport_choice.startswith('resident') or not transports:
+        transports = [training.transport_choice.split(',')[0]]
+    programs = {name: Program(with_transport(training, name)) for name in transports}
+    contestants = {
+        (name, kind): contestant
+        for name, program in programs.items()
+        for kind, contestant in program.contestants().items()
+    }
+    rates = take_turns(contestants, repeats)
+    rows = []
+    for (name, kind), samples in rates.items():
+        row = _row(training, name, kind, samples)
+        step = rates[name, 'step']
+        if kind == 'step':
+            row |= _costs(programs[name], row['median'])
+        if kind.startswith('end to end'):
+            loader = spread(rates[name, 'loader'])['median']
+            row['share_of_step'] = ratio(samples, step)['median']
+            row['bottleneck'] = bottleneck(loader, spread(step)['median'], row['median'])
+        rows.append(row)
+    return rows
+
+
+def _costs(program: Program, rate: float) -> Row:
+    """What a step costs: time to compile, operations, memory."""
+    training, devices = program.training, len(program.training.parallel)
+    plain = reconfigured(training, {'convolution': 'direct'})
+    shared = training.transport('train').shared
+    asked = flops(plain.train_step, plain.abstract_state(), shared, program.batch) / program.steps
+    achieved = asked * rate * program.steps / program.examples
+    kind = np.dtype(dtype(training))
+    measured, promised = measured_peak(kind, devices), datasheet_peak(kind, devices)
+    return {
+        'parameters': program.num_parameters,
+        'steps_per_dispatch': program.steps,
+        'compile_seconds': program.compile_seconds,
+        'flops_per_step': asked,
+        'compiled_flops_per_dispatch': (program.compiled.cost_analysis() or {}).get('flops'),
+        'flops_per_second': achieved,
+        'measured_peak': measured,
+        'mfu_measured': achieved / measured,
+        'datasheet_peak': promised,
+        'mfu_datasheet': achieved / promised if promised else None,
+        'device_memory': device_memory(training.parallel.devices[0], program.compiled),
+        'host_memory': host_memory(),
+    }
+
+
+def profile(training: Training, directory: pathlib.Path) -> None:
+    """Writes a JAX profiler trace of a few dispatches, the fetching of their batches included."""
+    program = Program(training)
+    program.end_to_end(1)
+    with jax.profiler.trace(str(directory)):
+        program.end_to_end(PROFILED)
+
+
+def scaling_rows(training: Training, repeats: int) -> list[Row]:
+    """End to end on parts of the data set, and the step of some of the models that are trained together."""
+    sized = {share: with_examples(training, share) for share in SHARES}
+    rates = take_turns({share: _end_to_end(part) for share, part in sized.items()}, repeats)
+    rows = [
+        _row(part, part.transport_choice.split(',')[0], 'end to end', rates[share])
+        | {'dataset_size': len(part.train_split)}
+        for share, part in sized.items()
+    ]
+    models = training.members.count or 1
+    counts = sorted({max(round(share * models), 2) for share in SHARES}) if models > 1 else []
+    some = {count: with_members(training, count) for count in counts}
+    rates = take_turns({count: Program(part).contestants()['step'] for count, part in some.items()}, repeats)
+    return rows + [
+        _row(part, part.transport_choice.split(',')[0], 'step', rates[count]) for count, part in some.items()
+    ]
+
+
+def start_rows(training: Training, train: Sequence[str]) -> list[Row]:
+    """Seconds from the start of `train`, the command of such a training, to the end of its first step."""
+    transport = training.transport_choice.split(',')[0]
+    return [
+        _row(training, transport, f'first step, {cache} compile cache', [seconds]) | {'unit': 's'}
+        for cache, seconds in first_step(train).items()
+    ]
+
+
+def _end_to_end(training: Training) -> Contestant:
+    return Program(training).contestants()['end to end']
+
+
+def against_peers(
+    training: Training, peers: Peers, repeats: int, say: Callable[[str], None]
+) -> tuple[list[Row], list[Row], dict[str, Any]]:
+    """Rows of both sides, measured in turns, our ratio to each peer's best setting, and the peers' versions.
+
+    Ours is the very step of `training`, but without what peers do not mirror.
+    """
+    mirrored = reconfigured(training, UNMIRRORED)
+    rows, ratios, versions = [], [], {}
+    with contextlib.ExitStack() as stack:
+        best = {}
+        for name, (script, python) in peers.items():
+            try:
+                peer = stack.enter_context(Peer(name, script, python, mirrored))
+            except PeerUnavailableError as error:
+                say(f'{name}: not available with {python}: {error}')
+                continue
+            versions[name] = dict(peer.versions)
+            tried = _try_settings(peer, say)
+            rows += [_peer_row(mirrored, name, setting, 'step, trial', [rate]) for setting, rate in tried.items()]
+            if tried:
+                setting = max(tried, key=lambda key: tried[key])
+                best[name, setting] = peer.contestant(setting)
+        if best:
+            program = Program(mirrored)
+            rates = take_turns({('triptych', ''): program.contestants()['step'], **best}, repeats)
+            ours = rates.pop(('triptych', ''))
+            rows.append(_row(mirrored, program.transport, 'step', ours) | {'augmentation': False})
+            for (name, setting), theirs in rates.items():
+                row = _peer_row(mirrored, name, setting, 'step', theirs)
+                rows.append(row)
+                ratios.append(
+                    {'peer': name}
+                    | {key: row[key] for key in ('setting', 'dtype', 'kind', 'batch_size', 'model', 'models')}
+                    | ratio(ours, theirs)
+                )
+    return rows, ratios, versions
+
+
+def _try_settings(peer: Peer, say: Callable[[str], None]) -> dict[str, float]:
+    """A short trial of every setting: examples a second of those that run."""
+    rates = {}
+    for setting in peer.settings:
+        try:
+            rates[setting] = max(take_turns({setting: peer.contestant(setting)}, repeats=2)[setting])
+            say(f'{peer.name}, {setting}: {rates[setting]:,.0f} examples/s')
+        except PeerUnavailableError as error:
+            say(f'{peer.name}, {setting}: not available: {error}')
+    return rates
+
+
+def _row(training: Training, transport: str, kind: str, samples: list[float]) -> Row:
+    row = {'side': 'triptych', 'setting': transport, 'kind': kind, 'transport': transport}
+    return row | _facts(training) | spread(samples) | {'unit': 'examples/s', 'repeats': len(samples)}
+
+
+def _peer_row(training: Training, name: str, setting: str, kind: str, samples: list[float]) -> Row:
+    row = {'side': name, 'setting': setting, 'kind': kind, 'transport': None}
+    return row | _facts(training) | spread(samples) | {'unit': 'examples/s', 'repeats': len(samples)}
+
+
+def _facts(training: Training) -> Row:
+    return {
+        'model': type(training.model).__name__,
+        'dtype': dtype(training),
+        'batch_size': training.config.batch_size,
+        'devices': len(training.parallel),
+        'models': training.members.count or 1,
+    }

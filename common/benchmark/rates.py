@@ -1,0 +1,62 @@
+"""Rates measured in turns, A B C A B C, so that whatever else the machine does slows all of them alike."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+SECONDS = 1.0  # that one turn should last
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """Something whose speed is measured.
+
+    Attributes:
+      go: does the work `count` times, waits for its end, and returns the seconds it took.
+      examples: in one of these.
+    """
+
+    go: Callable[[int], float]
+    examples: int
+
+
+def take_turns[Name](contestants: Mapping[Name, Contestant], repeats: int) -> dict[Name, list[float]]:
+    """Examples a second of each contestant in each of `repeats` turns, by the contestants' names.
+
+    Before the first turn everyone runs twice, to warm up and to tell how much work makes a turn of about a second.
+    """
+    counts = {}
+    for name, contestant in contestants.items():
+        contestant.go(1)
+        counts[name] = max(math.ceil(SECONDS / contestant.go(1)), 2)
+    rates: dict[Name, list[float]] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, contestant in contestants.items():
+            rates[name].append(counts[name] * contestant.examples / contestant.go(counts[name]))
+    return rates
+
+
+def spread(samples: Sequence[float]) -> dict[str, float]:
+    """{'median', 'low', 'high'} of the samples."""
+    return {'median': statistics.median(samples), 'low': min(samples), 'high': max(samples)}
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """The spread of our rate over theirs, turn by turn: above 1 we are faster."""
+    return spread([mine / other for mine, other in zip(ours, theirs, strict=True)])
+
+
+def bottleneck(loader: float, step: float, end_to_end: float) -> str:
+    """What holds a training back, in words, from the three rates in examples a second."""
+    if end_to_end >= 0.95 * step:
+        return 'the step: the device does not wait for data'
+    if loader < step:
+        return f'the loader: it delivers {loader / step:.0%} of what the step could take'
+    return (
+        f'the handing over: loader and step are faster alone, together they reach {end_to_end / step:.0%} of the step'
+    )
+
+
+Row = dict[str, Any]  # of the results: JSON-able; always with `side`, `setting`, `kind`, `median`, `low`, `high`

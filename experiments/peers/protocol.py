@@ -1,0 +1,31 @@
+"""How a peer talks to the benchmark: one JSON object a line comes in, one goes out; libraries may chatter on stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def serve(make: Callable[[dict], Any]) -> None:
+    """Answers until the benchmark hangs up.
+
+    `make(specification)` returns a peer with `settings`, `num_parameters`, `versions`, and `run(setting, steps)`,
+    which takes the steps and returns the seconds; the first call for a setting may prepare it.
+    """
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+
+    def answer(content: dict) -> None:
+        answers.write(json.dumps(content) + '\n')
+        answers.flush()
+
+    peer = make(json.loads(sys.stdin.readline()))
+    answer({'settings': peer.settings, 'num_parameters': peer.num_parameters, 'versions': peer.versions})
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            answer({'seconds': peer.run(question['setting'], question['steps'])})
+        except Exception as error:  # a compiler that is not there, memory that is not enough
+            lines = str(error).strip().splitlines()
+            answer({'unavailable': f'{type(error).__name__}: {lines[0] if lines else ""}'})

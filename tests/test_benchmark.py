@@ -1,0 +1,280 @@
+"""The benchmark's arithmetic, its FLOPs, its peers' protocol, and the script from end to end."""
+
+import json
+import os
+import pathlib
+import sys
+import textwrap
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from common.benchmark import rates
+from common.benchmark.flops import flops
+from common.benchmark.measure import against_peers, scaling_rows
+from common.benchmark.peers import Peer, PeerUnavailableError, specification
+from common.benchmark.program import Program, forget, with_transport
+from common.benchmark.rates import Contestant, bottleneck, ratio, spread, take_turns
+from common.benchmark.startup import first_step
+from common.errors import UserError
+from common.training.setup import Training, make_training, num_parameters
+from lesion.configs import demo
+from stocks.configs import demo as prices
+from stocks.task import Stocks
+from tests.conftest import Trained, start_script
+
+PEERS = pathlib.Path(__file__).parents[1] / 'experiments' / 'peers'
+# Speaks the protocol, trains nothing: `quick` takes a thousandth of a second a step, `slow` two, `broken` fails.
+FAKE = """
+    import sys
+    sys.path.insert(0, {peers!r})
+    from protocol import serve
+
+    class Fake:
+        settings = ['slow', 'quick', 'broken']
+        versions = {{'fake': '1.0'}}
+
+        def __init__(self, spec):
+            print('libraries chatter')
+            self.num_parameters = {num_parameters}
+
+        def run(self, setting, steps):
+            if setting == 'broken':
+                raise RuntimeError('no compiler')
+            return steps * {{'slow': 0.002, 'quick': 0.001}}[setting]
+
+    serve(Fake)
+"""
+
+
+@pytest.fixture(scope='module')
+def training(trained: Trained) -> Training:
+    config = demo.get_config()
+    config.batch_size = 16
+    config.model.widths, config.model.dense = (8,), (8,)
+    config.dataset.image_size = (16, 16)
+    config.schedule.warmup = '2steps'
+    return make_training(config, trained.data_dir, devices=1)
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, 'SECONDS', 0.01)
+
+
+def fake_peer(folder: pathlib.Path, num_parameters: int) -> pathlib.Path:
+    script = folder / 'fake_peer.py'
+    script.write_text(textwrap.dedent(FAKE).format(peers=str(PEERS), num_parameters=num_parameters))
+    return script
+
+
+def parameters_of(training: Training) -> int:
+    return num_parameters(training.abstract_state().params)
+
+
+def test_spread_is_median_and_extremes() -> None:
+    assert spread([3.0, 1.0, 2.0, 10.0]) == {'median': 2.5, 'low': 1.0, 'high': 10.0}
+
+
+def test_ratio_is_taken_turn_by_turn() -> None:
+    # A machine that slows down to a tenth slows both sides down; the ratio does not see it.
+    assert ratio([20.0, 2.0, 18.0], [10.0, 1.0, 12.0]) == {'median': 2.0, 'low': 1.5, 'high': 2.0}
+
+
+def test_contestants_take_turns() -> None:
+    played = []
+
+    def go(name: str, seconds: float) -> Callable[[int], float]:
+        return lambda count: played.append((name, count)) or count * seconds
+
+    contestants = {'a': Contestant(go('a', 0.002), 64), 'b': Contestant(go('b', 1.0), 10)}
+    samples = take_turns(contestants, repeats=3)
+    assert played[-6:] == [('a', 5), ('b', 2)] * 3
+    assert samples == {'a': pytest.approx([32_000.0] * 3), 'b': pytest.approx([10.0] * 3)}
+
+
+@pytest.mark.parametrize(
+    ('loader', 'together', 'word'), [(1000.0, 98.0, 'the step'), (50.0, 49.0, 'the loader'), (200.0, 60.0, 'handing')]
+)
+def test_bottleneck_in_words(loader: float, together: float, word: str) -> None:
+    assert word in bottleneck(loader, step=100.0, end_to_end=together)
+
+
+def test_flops_of_products_and_loops_have_a_closed_form() -> None:
+    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+        return lax.scan(lambda carry, _: (jnp.tanh(carry @ w), None), x, None, length=10)[0].sum()
+
+    w, x = jnp.ones((64, 64)), jnp.ones((32, 64))
+    product = 2 * 32 * 64 * 64
+    assert flops(loss, w, x) == 10 * product
+    assert flops(jax.jit(jax.grad(loss)), w, x) == pytest.approx(3 * 10 * product, rel=0.1)
+
+
+def test_flops_of_convolutions_agree_with_xla() -> None:
+    """XLA leaves out what multiplies padding, so here there is none."""
+
+    def loss(kernels: list[jax.Array], x: jax.Array) -> jax.Array:
+        for kernel, groups in zip(kernels, (1, 16), strict=True):
+            dimensions = ('NHWC', 'HWIO', 'NHWC')
+            x = lax.conv_general_dilated(
+                x, kernel, (1, 1), 'VALID', dimension_numbers=dimensions, feature_group_count=groups
+            )
+        return x.sum()
+
+    kernels, x = [jnp.ones((3, 3, 8, 16)), jnp.ones((5, 5, 1, 16))], jnp.ones((4, 20, 24, 8))
+    counted = jax.jit(loss).lower(kernels, x).compile().cost_analysis()['flops']
+    assert flops(loss, kernels, x) == pytest.approx(counted, rel=0.05)
+
+
+def test_flops_of_a_step_are_counted_over_all_devices(training: Training, trained: Trained) -> None:
+    one = Program(training)
+    four = make_training(training.config, trained.data_dir, devices=4)
+    batch = four.parallel.put(four.transport('train').host_batch(*four.plan.dispatches([(0, 1)])[0]))
+    state, shared = four.abstract_state(), four.transport('train').shared
+    alone = flops(training.train_step, training.abstract_state(), training.transport('train').shared, one.batch)
+    assert flops(four.train_step, state, shared, batch) == pytest.approx(alone, rel=0.02)
+
+
+def test_the_step_that_is_timed_is_the_loops_own(training: Training) -> None:
+    """Four dispatches of the benchmark leave the weights that four steps of the training leave."""
+    program = Program(with_transport(training, 'streaming'))
+    state = training.init_state()
+    data = training.transport('train')
+    step, _ = training.compile(state, training.parallel.put(data.host_batch(*training.plan.dispatches([(0, 1)])[0])))
+    for batch in data.batches(training.plan.dispatches([(number, 1) for number in range(8)])):
+        state, _ = step(state, data.shared, batch)
+    program.end_to_end(2)  # and the six before the clock runs
+    assert int(program.state.step) == 8
+    jax.tree.map(np.testing.assert_array_equal, program.state.params, state.params)
+
+
+def test_files_can_be_forgotten_and_read_again(training: Training) -> None:
+    image = training.train_split.columns['image']
+    before = np.array(image)
+    forget(training.train_split)
+    assert isinstance(image, np.memmap)
+    np.testing.assert_array_equal(image, before)
+
+
+def test_specification_tells_what_the_model_is(training: Training) -> None:
+    spec = json.loads(json.dumps(specification(training)))
+    assert spec['model'] | {'name': 'CNN', 'widths': [8], 'depth': 1, 'dense': [8], 'dropout': 0.3} == spec['model']
+    assert (spec['input_shape'], spec['num_outputs'], spec['loss']) == ([16, 16, 3], 7, 'cross_entropy')
+    assert (spec['dtype'], spec['batch_size'], spec['models']) == ('float32', 16, 1)
+    assert spec['optimizer']['name'] == 'adamw'
+
+
+def test_best_setting_of_a_peer_counts(training: Training, tmp_path: pathlib.Path) -> None:
+    script, said = fake_peer(tmp_path, parameters_of(training)), []
+    rows, ratios, versions = against_peers(training, {'fake': (script, sys.executable)}, 3, said.append)
+    theirs = [row for row in rows if row['side'] == 'fake' and row['kind'] == 'step']
+    ours = [row for row in rows if row['side'] == 'triptych']
+    assert [row['median'] for row in theirs] == [pytest.approx(16_000)]
+    assert [row['setting'] for row in rows if row['kind'] == 'step, trial'] == ['slow', 'quick']
+    assert [(r['peer'], r['setting'], r['dtype'], r['kind']) for r in ratios] == [('fake', 'quick', 'float32', 'step')]
+    assert ratios[0]['median'] == pytest.approx(ours[0]['median'] / 16_000)
+    assert 'fake, broken: not available: RuntimeError: no compiler' in said
+    assert versions == {'fake': {'fake': '1.0'}}
+
+
+def test_a_model_of_another_size_is_an_error(training: Training, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match='17 parameters'):
+        Peer('fake', fake_peer(tmp_path, 17), sys.executable, training)
+
+
+@pytest.mark.parametrize('name', ['torch', 'keras'])
+def test_an_absent_peer_says_so(training: Training, name: str) -> None:
+    said: list[str] = []
+    # -S: an interpreter that finds no package at all
+    assert against_peers(training, {name: (PEERS / f'{name}_peer.py', '/no/python')}, 1, said.append) == ([], [], {})
+    assert said == [f'{name}: not available with /no/python: /no/python does not start: No such file or directory']
+
+
+def test_a_peer_without_its_library_says_which(training: Training, tmp_path: pathlib.Path) -> None:
+    script = tmp_path / 'peer.py'
+    script.write_text('import a_library_that_nobody_has\n')
+    with pytest.raises(PeerUnavailableError, match='a_library_that_nobody_has'):
+        Peer('peer', script, sys.executable, training)
+
+
+def test_scaling_takes_parts_of_data_and_models(tmp_path: pathlib.Path) -> None:
+    config = prices.get_config('per_ticker')
+    config.model.hidden_size, config.batch_size, config.steps_per_dispatch = 4, 8, 1
+    Stocks.prepare(config, None, tmp_path, skip_bad=False)
+    rows = scaling_rows(make_training(config, tmp_path, devices=1), repeats=1)
+    sizes = [row['dataset_size'] for row in rows if row['kind'] == 'end to end']
+    assert sizes == sorted(sizes)
+    assert sizes[0] == pytest.approx(sizes[-1] / 8, abs=1)
+    assert [row['models'] for row in rows if row['kind'] == 'step'] == [2, 4]
+
+
+def test_time_to_the_first_step_is_taken_from_the_training_itself(tmp_path: pathlib.Path) -> None:
+    """A training that takes a third of a second when it finds what the first one compiled, longer otherwise."""
+    script = tmp_path / 'train.py'
+    script.write_text(
+        textwrap.dedent("""
+        import os, pathlib, sys, time
+        workdir = pathlib.Path(next(a for a in sys.argv if a.startswith('--workdir='))[10:])
+        cache = pathlib.Path(os.environ['TRIPTYCH_COMPILE_CACHE'])
+        time.sleep(0.3 if cache.exists() else 1.3)
+        cache.mkdir(exist_ok=True)
+        workdir.mkdir()
+        (workdir / 'metrics.jsonl').write_text('{"step": 1}')
+        time.sleep(60)
+        """)
+    )
+    seconds = first_step([sys.executable, str(script)])
+    assert seconds['cold'] > 1.3
+    assert 0.3 < seconds['warm'] < seconds['cold'] - 0.5
+    with pytest.raises(UserError, match='no such training'):
+        first_step([sys.executable, '-c', 'raise SystemExit("no such training")'])
+
+
+def test_script_prints_a_table_and_writes_its_rows(
+    trained: Trained, tmp_path: pathlib.Path, script: Callable[..., object]
+) -> None:
+    output = tmp_path / 'bench.json'
+    process = start_script(
+        'benchmark',
+        *trained.arguments,
+        '--config.dataset.raw_dir=',
+        '--batch_size=8,16',
+        '--devices=1',
+        '--repeats=1',
+        '--measure=rates',
+        '--peers=torch',
+        f'--peer_python=torch={tmp_path / "nowhere"}',
+        f'--profile={tmp_path / "trace"}',
+        f'--output={output}',
+        env={**os.environ, 'XLA_FLAGS': ''},
+    )
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert stdout.count('torch: not available') == 2
+    assert 'GFLOP a step' in stdout
+    assert 'bottleneck is' in stdout
+    assert list((tmp_path / 'trace').rglob('*.xplane.pb'))
+    results = json.loads(output.read_text())
+    assert results['machine']['cores'] >= 1
+    kinds = {(row['batch_size'], row['transport'], row['kind']) for row in results['rows']}
+    for size in (8, 16):
+        for transport in ('streaming', 'resident'):
+            assert {(size, transport, kind) for kind in ('loader', 'step', 'end to end')} <= kinds
+    assert all(row['low'] <= row['median'] <= row['high'] for row in results['rows'])
+    assert all(row['mfu_measured'] > 0 for row in results['rows'] if row['kind'] == 'step')
+
+
+@pytest.mark.parametrize(
+    ('argument', 'word'),
+    [('--peers=caffe', 'torch, keras'), ('--measure=rates,nothing', 'nothing'), ('--batch_size=many', 'many')],
+)
+def test_script_explains_a_wrong_flag(
+    trained: Trained, script: Callable[..., object], argument: str, word: str
+) -> None:
+    ended = script('benchmark', *trained.arguments, argument)
+    assert ended.status == 2
+    assert word in ended.stderr
