@@ -139,7 +139,9 @@ def test_nothing_is_fitted_on_the_split_that_is_judged(made, tmp_path):
 def test_without_a_validation_split_nothing_is_fitted(tmp_path):
     logits, split = example(0)
     evidence = Evidence(predictions={'logits': logits}, split=split, calibration=None, directory=tmp_path)
-    metrics = classification_report(evidence, NAMES, ['mel'], {}).metrics
+    report = classification_report(evidence, NAMES, ['mel'], {})
+    metrics = report.metrics
+    assert 'There are none here' in page_of(report, tmp_path)
     assert metrics['concerns']['mel']['thresholds'] == []
     assert not {'temperature_scaling', 'prediction_sets'} & set(metrics)
 

@@ -54,6 +54,8 @@ def classification_report(
         metrics['temperature_scaling'] = measures.temperature_scaling(logits, labels, validation)
         metrics['prediction_sets'] = measures.conformal_sets(probabilities, labels, likewise, class_names)
         sections += [_reliability(metrics, logits, labels), _prediction_sets(metrics['prediction_sets'])]
+    else:
+        sections.append(_uncalibrated(probabilities, labels))
     metrics['concerns'] = {
         name: found for name in concerns if (found := _concern(class_names.index(name), logits, labels, validation))
     }
@@ -130,6 +132,19 @@ def _reliability(metrics: Mapping[str, Any], logits: np.ndarray, labels: np.ndar
         'All other figures of this report use the probabilities as the model says them.',
     )
     return Section('Whether the probabilities can be believed', [diagram, table])
+
+
+def _uncalibrated(probabilities: np.ndarray, labels: np.ndarray) -> Section:
+    diagram = Plot(
+        name='reliability',
+        figure=plots.reliability_diagram(reliability_curve(probabilities, labels)),
+        caption='Of the predictions made with a confidence of 80%, 80% should be right: on the dashed diagonal.',
+    )
+    text = (
+        'Temperature, prediction sets and decision thresholds are fitted on validation examples, which must be others '
+        'than those reported on. There are none here: see the report on the test split.'
+    )
+    return Section('Whether the probabilities can be believed', [diagram, text])
 
 
 def _prediction_sets(sets: Mapping[str, Any]) -> Section:
