@@ -14,13 +14,13 @@ import pytest
 from jax import lax
 
 from common.benchmark import rates
-from common.benchmark.flops import flops
 from common.benchmark.measure import against_peers, scaling_rows
 from common.benchmark.peers import Peer, PeerUnavailableError, specification
 from common.benchmark.program import Program, forget, with_transport
 from common.benchmark.rates import Contestant, bottleneck, ratio, spread, take_turns
 from common.benchmark.startup import first_step
 from common.errors import UserError
+from common.flops import flops
 from common.training.setup import Training, make_training, num_parameters
 from lesion.configs import demo
 from stocks.configs import demo as prices
@@ -58,6 +58,7 @@ def training(trained: Trained) -> Training:
     config.model.widths, config.model.dense = (8,), (8,)
     config.dataset.image_size = (16, 16)
     config.schedule.warmup = '2steps'
+    config.steps_per_dispatch = 1
     return make_training(config, trained.data_dir, devices=1)
 
 

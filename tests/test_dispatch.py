@@ -6,16 +6,17 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from common.flops import flops
 from common.nn.conv import convolution
 from common.nn.lstm import LSTM
-from common.training.dispatch import steps_per_dispatch, training_flops
+from common.training.dispatch import steps_per_dispatch
 from tests.test_steps import toy, toy_data
 
 __all__ = ['toy_data']  # a fixture
 
 
 @pytest.mark.parametrize(
-    ('flops', 'platform', 'boundary', 'expected'),
+    ('operations', 'platform', 'boundary', 'expected'),
     [
         (1e9, 'cpu', 100, 1),  # long enough
         (0.6e9, 'cpu', 1600, 16),
@@ -28,28 +29,26 @@ __all__ = ['toy_data']  # a fixture
         (1e11, 'gpu', 1000, 1),
     ],
 )
-def test_short_steps_share_a_dispatch(flops, platform, boundary, expected):
-    assert steps_per_dispatch(flops, platform, boundary) == expected
+def test_short_steps_share_a_dispatch(operations, platform, boundary, expected):
+    assert steps_per_dispatch(operations, platform, boundary) == expected
 
 
-def flops_of(model, shape):
+def forward_flops(model, shape):
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return training_flops(model.apply, jax.eval_shape(model.init, jax.random.key(0), x), x)
+    return flops(model.apply, jax.eval_shape(model.init, jax.random.key(0), x), x)
 
 
 @pytest.mark.parametrize('options', [{}, {'conv_general_dilated': convolution('winograd')}])
 def test_convolutions_count_as_direct_ones(options):
-    assert flops_of(nn.Conv(16, (3, 3), **options), (2, 8, 8, 4)) == 3 * 2 * (2 * 8 * 8 * 16) * 9 * 4
-    assert flops_of(nn.Conv(8, (3, 3), feature_group_count=4), (2, 8, 8, 4)) == 3 * 2 * (2 * 8 * 8 * 8) * 9
+    assert forward_flops(nn.Conv(16, (3, 3), **options), (2, 8, 8, 4)) == 2 * (2 * 8 * 8 * 16) * 9 * 4
+    assert forward_flops(nn.Conv(8, (3, 3), feature_group_count=4), (2, 8, 8, 4)) == 2 * (2 * 8 * 8 * 8) * 9
 
 
 def test_loops_count_every_time():
     gates, window, batch = 4 * 6, 7, 3
-    assert flops_of(LSTM(6), (batch, window, 5)) == 3 * 2 * batch * window * (5 + 6) * gates
-    looped = training_flops(
-        lambda a: lax.fori_loop(0, 5, lambda i, a: a @ a, a), jax.ShapeDtypeStruct((4, 4), 'float32')
-    )
-    assert looped == 3 * 5 * 2 * 4**3
+    assert forward_flops(LSTM(6), (batch, window, 5)) == 2 * batch * window * (5 + 6) * gates
+    looped = flops(lambda a: lax.fori_loop(0, 5, lambda i, a: a @ a, a), jax.ShapeDtypeStruct((4, 4), 'float32'))
+    assert looped == 5 * 2 * 4**3
 
 
 def test_the_config_of_a_training_holds_the_number(toy_data):

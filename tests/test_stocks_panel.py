@@ -43,7 +43,9 @@ def batches(config, dataset, name):
     """All examples of a split as the device would see them."""
     split = dataset.splits[name]
     task = Stocks(config, json.loads(json.dumps(dataset.info)))
-    shared = jax.tree.map(jax.numpy.asarray, {'columns': dict(split.columns), 'tables': dict(dataset.tables)})
+    shared = jax.tree.map(
+        jax.numpy.asarray, {'columns': dict(split.columns), 'parts': {}, 'tables': dict(dataset.tables)}
+    )
     index = np.arange(len(split), dtype=np.int32)
     return jax.jit(lambda index: task.preprocess(complete({'index': index}, shared), shared['tables'], None))(index)
 

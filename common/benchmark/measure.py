@@ -9,12 +9,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from common.benchmark.flops import datasheet_peak, flops, measured_peak
 from common.benchmark.machine import device_memory, host_memory
+from common.benchmark.peak import datasheet_peak, measured_peak
 from common.benchmark.peers import Peer, PeerUnavailableError, dtype
 from common.benchmark.program import Program, reconfigured, with_examples, with_members, with_transport
 from common.benchmark.rates import Contestant, Row, bottleneck, ratio, spread, take_turns
 from common.benchmark.startup import first_step
+from common.flops import flops
 from common.training.setup import Training
 
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of the data set, and of the models trained together

@@ -18,6 +18,7 @@ from common.data.transport import Transport, is_resident
 from common.errors import UsageError
 from common.evaluation.evaluate import Evaluator
 from common.evaluation.restore import example_inputs
+from common.flops import flops
 from common.members import Members, members_of
 from common.nn import bfloat16
 from common.nn.choices import recorded
@@ -25,7 +26,7 @@ from common.nn.self_check import check as check_convolutions
 from common.runtime import DataParallel, compile_cache
 from common.state import TrainState
 from common.task import Task, task_class
-from common.training.dispatch import steps_per_dispatch, training_flops
+from common.training.dispatch import steps_per_dispatch
 from common.training.optim import make_optimizer, make_schedule
 from common.training.plan import TrainingPlan
 from common.training.steps import init_state, make_train_step
@@ -90,9 +91,9 @@ class Training:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of one step of one member, counted from the model."""
+        """Floating-point operations of one step of one member: three times those of the model's forward pass."""
         variables, inputs = self._abstract(self.config.batch_size)
-        return training_flops(functools.partial(self.model.apply, train=False), variables, inputs)
+        return 3.0 * flops(functools.partial(self.model.apply, train=False), variables, inputs)
 
     def _abstract(self, rows: int) -> tuple[Tree, Tree]:
         """Shapes of the model's variables and of a batch of so many rows of its inputs."""
@@ -138,7 +139,9 @@ class Training:
         begin = time.perf_counter()
         compiled = self.train_step.compile(state, shared, batch)
         seconds = time.perf_counter() - begin
-        return compiled, f'compiled in {seconds:.1f} s; {_cost(compiled)}'
+        operations = self.flops * len(self.members.seeds) * self.config.steps_per_dispatch
+        words = f'compiled in {seconds:.1f} s; {operations / 1e9:.2f} GFLOP a dispatch{_memory(compiled)}'
+        return compiled, words
 
     def evaluate(self, state: TrainState, split: str) -> Predictions:
         """What the model, or all members together, say of a split, in its order."""
@@ -178,8 +181,8 @@ def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) 
     )
     if not config.steps_per_dispatch:
         boundary = max(training.to_steps(config.evaluate_every), 1)
-        flops = training.flops * len(members.seeds)
-        training.config.steps_per_dispatch = steps_per_dispatch(flops, jax.default_backend(), boundary)
+        operations = training.flops * len(members.seeds)
+        training.config.steps_per_dispatch = steps_per_dispatch(operations, jax.default_backend(), boundary)
     return training
 
 
@@ -192,11 +195,8 @@ def num_parameters(params: Tree) -> int:
     return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params))
 
 
-def _cost(compiled: Any) -> str:
-    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-    words = []
-    if cost.get('flops', 0) > 0:
-        words.append(f'{cost["flops"] / 1e9:.2f} GFLOP a dispatch')
-    if memory is not None:
-        words.append(f'{(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20:,.0f} MiB on each device')
-    return ', '.join(words)
+def _memory(compiled: Any) -> str:
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return ''
+    return f', {(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20:,.0f} MiB on each device'
