@@ -66,13 +66,17 @@ def main() -> None:
             rows += start_rows(training, _train_command(batch_size, devices))
         if _PROFILE.value and number == 0:
             profile(training, pathlib.Path(_PROFILE.value))
-        more, ratios, versions = against_peers(training, peers, repeats, print)
+        more, ratios, versions = against_peers(training, peers, repeats, _say)
         rows += more
         results['ratios'] += ratios
         results['machine']['versions'] |= versions
     print(as_text(results))
     if _OUTPUT.value:
         pathlib.Path(_OUTPUT.value).write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _sizes(batch_size: int) -> tuple[list[int], list[int]]:

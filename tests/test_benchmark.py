@@ -1,11 +1,10 @@
 """The benchmark's arithmetic, its FLOPs, its peers' protocol, and the script from end to end."""
 
 import json
-import os
 import pathlib
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from common.training.setup import Training, make_training, num_parameters
 from lesion.configs import demo
 from stocks.configs import demo as prices
 from stocks.task import Stocks
-from tests.conftest import Trained, start_script
+from tests.conftest import Ended, Trained
 
 PEERS = pathlib.Path(__file__).parents[1] / 'experiments' / 'peers'
 # Speaks the protocol, trains nothing: `quick` takes a thousandth of a second a step, `slow` two, `broken` fails.
@@ -190,7 +189,6 @@ def test_a_model_of_another_size_is_an_error(training: Training, tmp_path: pathl
 @pytest.mark.parametrize('name', ['torch', 'keras'])
 def test_an_absent_peer_says_so(training: Training, name: str) -> None:
     said: list[str] = []
-    # -S: an interpreter that finds no package at all
     assert against_peers(training, {name: (PEERS / f'{name}_peer.py', '/no/python')}, 1, said.append) == ([], [], {})
     assert said == [f'{name}: not available with /no/python: /no/python does not start: No such file or directory']
 
@@ -235,29 +233,34 @@ def test_time_to_the_first_step_is_taken_from_the_training_itself(tmp_path: path
         first_step([sys.executable, '-c', 'raise SystemExit("no such training")'])
 
 
+@pytest.fixture
+def restored_cache() -> Iterator[None]:
+    """The script turns the compile cache off, which the other tests want."""
+    yield
+    jax.config.update('jax_enable_compilation_cache', True)
+
+
+@pytest.mark.usefixtures('restored_cache')
 def test_script_prints_a_table_and_writes_its_rows(
-    trained: Trained, tmp_path: pathlib.Path, script: Callable[..., object]
+    trained: Trained, tmp_path: pathlib.Path, script: Callable[..., Ended]
 ) -> None:
-    output = tmp_path / 'bench.json'
-    process = start_script(
+    output, nowhere = tmp_path / 'bench.json', tmp_path / 'nowhere'
+    ended = script(
         'benchmark',
         *trained.arguments,
-        '--config.dataset.raw_dir=',
         '--batch_size=8,16',
         '--devices=1',
         '--repeats=1',
         '--measure=rates',
         '--peers=torch',
-        f'--peer_python=torch={tmp_path / "nowhere"}',
+        f'--peer_python=torch={nowhere}',
         f'--profile={tmp_path / "trace"}',
         f'--output={output}',
-        env={**os.environ, 'XLA_FLAGS': ''},
     )
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
-    assert stdout.count('torch: not available') == 2
-    assert 'GFLOP a step' in stdout
-    assert 'bottleneck is' in stdout
+    assert ended.status == 0, ended.stderr
+    assert ended.stdout.count(f'torch: not available with {nowhere}') == 2
+    assert 'GFLOP a step' in ended.stdout
+    assert 'bottleneck is' in ended.stdout
     assert list((tmp_path / 'trace').rglob('*.xplane.pb'))
     results = json.loads(output.read_text())
     assert results['machine']['cores'] >= 1
@@ -273,9 +276,7 @@ def test_script_prints_a_table_and_writes_its_rows(
     ('argument', 'word'),
     [('--peers=caffe', 'torch, keras'), ('--measure=rates,nothing', 'nothing'), ('--batch_size=many', 'many')],
 )
-def test_script_explains_a_wrong_flag(
-    trained: Trained, script: Callable[..., object], argument: str, word: str
-) -> None:
+def test_script_explains_a_wrong_flag(trained: Trained, script: Callable[..., Ended], argument: str, word: str) -> None:
     ended = script('benchmark', *trained.arguments, argument)
     assert ended.status == 2
     assert word in ended.stderr

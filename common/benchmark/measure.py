@@ -13,12 +13,12 @@ from common.benchmark.machine import device_memory, host_memory
 from common.benchmark.peak import datasheet_peak, measured_peak
 from common.benchmark.peers import Peer, PeerUnavailableError, dtype
 from common.benchmark.program import Program, reconfigured, with_examples, with_members, with_transport
-from common.benchmark.rates import Contestant, Row, bottleneck, ratio, spread, take_turns
+from common.benchmark.rates import Row, bottleneck, ratio, spread, take_turns
 from common.benchmark.startup import first_step
 from common.flops import flops
 from common.training.setup import Training
 
-SHARES = (0.125, 0.25, 0.5, 1.0)  # of the data set, and of the models trained together
+PARTS = (8, 4, 2, 1)  # an eighth of the data set, or of the models trained together, and so on
 PROFILED = 5  # dispatches in a trace
 # What peers do not mirror: they train on ready inputs.
 UNMIRRORED: Mapping[str, Any] = {'augment': ConfigDict(), 'ema_decay': 0.0, 'accumulate_steps': 1}
@@ -87,20 +87,17 @@ def profile(training: Training, directory: pathlib.Path) -> None:
 
 def scaling_rows(training: Training, repeats: int) -> list[Row]:
     """End to end on parts of the data set, and the step of some of the models that are trained together."""
-    sized = {share: with_examples(training, share) for share in SHARES}
-    rates = take_turns({share: _end_to_end(part) for share, part in sized.items()}, repeats)
+    transport, models = training.transport_choice.split(',')[0], training.members.count or 1
+    sized = {part: with_examples(training, part) for part in PARTS}
+    rates = take_turns({part: Program(smaller).contestants()['end to end'] for part, smaller in sized.items()}, repeats)
     rows = [
-        _row(part, part.transport_choice.split(',')[0], 'end to end', rates[share])
-        | {'dataset_size': len(part.train_split)}
-        for share, part in sized.items()
+        _row(smaller, transport, 'end to end', rates[part]) | {'dataset_size': len(smaller.train_split)}
+        for part, smaller in sized.items()
     ]
-    models = training.members.count or 1
-    counts = sorted({max(round(share * models), 2) for share in SHARES}) if models > 1 else []
+    counts = sorted({max(models // part, 2) for part in PARTS}) if models > 1 else []
     some = {count: with_members(training, count) for count in counts}
-    rates = take_turns({count: Program(part).contestants()['step'] for count, part in some.items()}, repeats)
-    return rows + [
-        _row(part, part.transport_choice.split(',')[0], 'step', rates[count]) for count, part in some.items()
-    ]
+    rates = take_turns({count: Program(fewer).contestants()['step'] for count, fewer in some.items()}, repeats)
+    return rows + [_row(fewer, transport, 'step', rates[count]) for count, fewer in some.items()]
 
 
 def start_rows(training: Training, train: Sequence[str]) -> list[Row]:
@@ -110,10 +107,6 @@ def start_rows(training: Training, train: Sequence[str]) -> list[Row]:
         _row(training, transport, f'first step, {cache} compile cache', [seconds]) | {'unit': 's'}
         for cache, seconds in first_step(train).items()
     ]
-
-
-def _end_to_end(training: Training) -> Contestant:
-    return Program(training).contestants()['end to end']
 
 
 def against_peers(
