@@ -15,7 +15,7 @@ from jax import lax
 from common.benchmark import rates
 from common.benchmark.measure import against_peers, scaling_rows
 from common.benchmark.peers import Peer, PeerUnavailableError, specification
-from common.benchmark.program import Program, forget, with_transport
+from common.benchmark.program import Program, forget, streamed
 from common.benchmark.rates import Contestant, bottleneck, ratio, spread, take_turns
 from common.benchmark.startup import first_step
 from common.errors import UserError
@@ -29,12 +29,14 @@ from tests.conftest import Ended, Trained
 PEERS = pathlib.Path(__file__).parents[1] / 'experiments' / 'peers'
 # Speaks the protocol, trains nothing: `quick` takes a thousandth of a second a step, `slow` two, `broken` fails.
 FAKE = """
+    import os
     import sys
     sys.path.insert(0, {peers!r})
     from protocol import serve
 
     class Fake:
         settings = ['slow', 'quick', 'broken']
+        environments = [{{'SPEED': 'double'}}]
         versions = {{'fake': '1.0'}}
 
         def __init__(self, spec):
@@ -44,7 +46,7 @@ FAKE = """
         def run(self, setting, steps):
             if setting == 'broken':
                 raise RuntimeError('no compiler')
-            return steps * {{'slow': 0.002, 'quick': 0.001}}[setting]
+            return steps * {{'slow': 0.002, 'quick': 0.001}}[setting] / (2 if os.environ.get('SPEED') else 1)
 
     serve(Fake)
 """
@@ -141,7 +143,7 @@ def test_flops_of_a_step_are_counted_over_all_devices(training: Training, traine
 
 def test_the_step_that_is_timed_is_the_loops_own(training: Training) -> None:
     """Four dispatches of the benchmark leave the weights that four steps of the training leave."""
-    program = Program(with_transport(training, 'streaming'))
+    program = Program(streamed(training))
     state = training.init_state()
     data = training.transport('train')
     step, _ = training.compile(state, training.parallel.put(data.host_batch(*training.plan.dispatches([(0, 1)])[0])))
@@ -168,15 +170,21 @@ def test_specification_tells_what_the_model_is(training: Training) -> None:
     assert spec['optimizer']['name'] == 'adamw'
 
 
-def test_best_setting_of_a_peer_counts(training: Training, tmp_path: pathlib.Path) -> None:
+def test_best_setting_and_environment_of_a_peer_count(training: Training, tmp_path: pathlib.Path) -> None:
     script, said = fake_peer(tmp_path, parameters_of(training)), []
     rows, ratios, versions = against_peers(training, {'fake': (script, sys.executable)}, 3, said.append)
     theirs = [row for row in rows if row['side'] == 'fake' and row['kind'] == 'step']
     ours = [row for row in rows if row['side'] == 'triptych']
-    assert [row['median'] for row in theirs] == [pytest.approx(16_000)]
-    assert [row['setting'] for row in rows if row['kind'] == 'step, trial'] == ['slow', 'quick']
-    assert [(r['peer'], r['setting'], r['dtype'], r['kind']) for r in ratios] == [('fake', 'quick', 'float32', 'step')]
-    assert ratios[0]['median'] == pytest.approx(ours[0]['median'] / 16_000)
+    best = 'quick, SPEED=double'
+    assert [row['median'] for row in theirs] == [pytest.approx(32_000)]
+    assert [row['setting'] for row in rows if row['kind'] == 'step, trial'] == [
+        'slow',
+        'quick',
+        'slow, SPEED=double',
+        best,
+    ]
+    assert [(r['peer'], r['setting'], r['dtype'], r['kind']) for r in ratios] == [('fake', best, 'float32', 'step')]
+    assert ratios[0]['median'] == pytest.approx(ours[0]['median'] / 32_000)
     assert 'fake, broken: not available: RuntimeError: no compiler' in said
     assert versions == {'fake': {'fake': '1.0'}}
 

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from common.benchmark.machine import device_memory, host_memory
 from common.benchmark.peak import datasheet_peak, measured_peak
 from common.benchmark.peers import Peer, PeerUnavailableError, dtype
-from common.benchmark.program import Program, reconfigured, with_examples, with_members, with_transport
-from common.benchmark.rates import Row, bottleneck, ratio, spread, take_turns
+from common.benchmark.program import Program, reconfigured, streamed, transport_of, with_examples, with_members
+from common.benchmark.rates import Contestant, Row, bottleneck, ratio, spread, take_turns
 from common.benchmark.startup import first_step
 from common.flops import flops
 from common.training.setup import Training
@@ -28,10 +28,9 @@ type Peers = Mapping[str, tuple[pathlib.Path, str]]  # by name: script and inter
 
 def own_rows(training: Training, repeats: int) -> list[Row]:
     """Loader, step and end to end over every transport that fits, all in turns; the step's row holds the costs."""
-    transports = ['streaming', 'resident'] if training.config.data.transport == 'auto' else []
-    if not training.transport_choice.startswith('resident') or not transports:
-        transports = [training.transport_choice.split(',')[0]]
-    programs = {name: Program(with_transport(training, name)) for name in transports}
+    both = training.config.data.transport == 'auto' and transport_of(training) != 'streaming'
+    trainings = [streamed(training), training] if both else [training]
+    programs = {transport_of(one): Program(one) for one in trainings}
     contestants = {
         (name, kind): contestant
         for name, program in programs.items()
@@ -87,7 +86,7 @@ def profile(training: Training, directory: pathlib.Path) -> None:
 
 def scaling_rows(training: Training, repeats: int) -> list[Row]:
     """End to end on parts of the data set, and the step of some of the models that are trained together."""
-    transport, models = training.transport_choice.split(',')[0], training.members.count or 1
+    transport, models = transport_of(training), training.members.count or 1
     sized = {part: with_examples(training, part) for part in PARTS}
     rates = take_turns({part: Program(smaller).contestants()['end to end'] for part, smaller in sized.items()}, repeats)
     rows = [
@@ -102,7 +101,7 @@ def scaling_rows(training: Training, repeats: int) -> list[Row]:
 
 def start_rows(training: Training, train: Sequence[str]) -> list[Row]:
     """Seconds from the start of `train`, the command of such a training, to the end of its first step."""
-    transport = training.transport_choice.split(',')[0]
+    transport = transport_of(training)
     return [
         _row(training, transport, f'first step, {cache} compile cache', [seconds]) | {'unit': 's'}
         for cache, seconds in first_step(train).items()
@@ -122,16 +121,19 @@ def against_peers(
         best = {}
         for name, (script, python) in peers.items():
             try:
-                peer = stack.enter_context(Peer(name, script, python, mirrored))
+                first = stack.enter_context(Peer(name, script, python, mirrored))
+                more = [Peer(name, script, python, mirrored, variables) for variables in first.environments]
             except PeerUnavailableError as error:
                 say(f'{name}: not available with {python}: {error}')
                 continue
-            versions[name] = dict(peer.versions)
-            tried = _try_settings(peer, say)
-            rows += [_peer_row(mirrored, name, setting, 'step, trial', [rate]) for setting, rate in tried.items()]
+            versions[name] = dict(first.versions)
+            tried: dict[str, tuple[float, Contestant]] = {}
+            for peer in [first, *map(stack.enter_context, more)]:
+                tried |= _try_settings(peer, say)
+            rows += [_peer_row(mirrored, name, label, 'step, trial', [rate]) for label, (rate, _) in tried.items()]
             if tried:
-                setting = max(tried, key=lambda key: tried[key])
-                best[name, setting] = peer.contestant(setting)
+                label = max(tried, key=lambda label: tried[label][0])
+                best[name, label] = tried[label][1]
         if best:
             program = Program(mirrored)
             rates = take_turns({('triptych', ''): program.contestants()['step'], **best}, repeats)
@@ -148,16 +150,18 @@ def against_peers(
     return rows, ratios, versions
 
 
-def _try_settings(peer: Peer, say: Callable[[str], None]) -> dict[str, float]:
-    """A short trial of every setting: examples a second of those that run."""
-    rates = {}
+def _try_settings(peer: Peer, say: Callable[[str], None]) -> dict[str, tuple[float, Contestant]]:
+    """A short trial of every setting: examples a second and the contestant of those that run."""
+    tried = {}
     for setting in peer.settings:
+        label = ', '.join([setting, *(f'{key}={value}' for key, value in peer.environment.items())])
         try:
-            rates[setting] = max(take_turns({setting: peer.contestant(setting)}, repeats=2)[setting])
-            say(f'{peer.name}, {setting}: {rates[setting]:,.0f} examples/s')
+            contestant = peer.contestant(setting)
+            tried[label] = max(take_turns({label: contestant}, repeats=2)[label]), contestant
+            say(f'{peer.name}, {label}: {tried[label][0]:,.0f} examples/s')
         except PeerUnavailableError as error:
-            say(f'{peer.name}, {setting}: not available: {error}')
-    return rates
+            say(f'{peer.name}, {label}: not available: {error}')
+    return tried
 
 
 def _row(training: Training, transport: str, kind: str, samples: list[float]) -> Row:

@@ -1,8 +1,9 @@
 """The same model in other frameworks: programs of their own, in interpreters of their own, that answer line by line.
 
 A peer reads one JSON object a line and answers with one. First comes the specification of `specification`; it answers
-{'settings': [...], 'num_parameters': ..., 'versions': {...}}. Then {'setting': ..., 'steps': ...}, as often as one
-likes; it takes the steps and answers {'seconds': ...}, or {'unavailable': why} where this setting cannot be had.
+{'settings': [...], 'environments': [{...}, ...], 'num_parameters': ..., 'versions': {...}}. Then comes
+{'setting': ..., 'steps': ...}, as often as one likes; it takes the steps and answers {'seconds': ...}, or
+{'unavailable': why} where this setting cannot be had.
 """
 
 import dataclasses
@@ -68,6 +69,7 @@ class Peer:
     Attributes:
       name: e.g. 'torch'.
       settings: that it knows, e.g. 'channels_last'.
+      environments: variables under which another process of it is worth a trial too.
       versions: of its libraries.
 
     Raises:
@@ -75,11 +77,18 @@ class Peer:
       UserError: where its model has another number of parameters, so that nothing could be compared.
     """
 
-    def __init__(self, name: str, script: pathlib.Path, python: str, training: Training):
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        script: pathlib.Path,
+        python: str,
+        training: Training,
+        environment: Mapping[str, str] | None = None,
+    ):
+        self.name, self.environment = name, environment or {}
         self._examples = training.config.batch_size * (training.members.count or 1)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
-        environment = {key: value for key, value in os.environ.items() if key not in PRIVATE}
+        inherited = {key: value for key, value in os.environ.items() if key not in PRIVATE}
         try:
             self._process = subprocess.Popen(
                 [python, str(script)],
@@ -87,7 +96,7 @@ class Peer:
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 text=True,
-                env=environment | ENVIRONMENT,
+                env={**inherited, **ENVIRONMENT, **self.environment},
             )
         except OSError as error:
             self._stderr.close()
@@ -99,6 +108,7 @@ class Peer:
             self.close()
             raise
         self.settings: list[str] = answer['settings']
+        self.environments: list[dict[str, str]] = answer['environments']
         self.versions: Mapping[str, str] = answer['versions']
 
     def contestant(self, setting: str) -> Contestant:

@@ -24,7 +24,7 @@ class Program:
 
     Attributes:
       training: whose step it is.
-      transport: 'resident' or 'streaming'.
+      transport: 'streaming', or how it is resident.
       examples: in one dispatch, of all members together.
       compile_seconds: tracing included.
       compiled: as `Training.compile` gives it.
@@ -33,7 +33,7 @@ class Program:
 
     def __init__(self, training: Training):
         self.training = training
-        self.transport = training.transport_choice.split(',')[0]
+        self.transport = transport_of(training)
         self.steps = training.config.steps_per_dispatch
         models = training.members.count or 1
         self.examples = self.steps * training.plan.batch_size * models
@@ -91,6 +91,11 @@ class Program:
         return time.perf_counter() - begin
 
 
+def transport_of(training: Training) -> str:
+    """'streaming', or how it is resident, without the reason."""
+    return training.transport_choice.split(',')[0]
+
+
 def _mapped(split: Split) -> list[np.memmap]:
     return [column for column in split.columns.values() if isinstance(column, np.memmap)]
 
@@ -115,9 +120,9 @@ def reconfigured(training: Training, values: Mapping[str, Any]) -> Training:
     return dataclasses.replace(training, config=config, task=task, model=task.model())
 
 
-def with_transport(training: Training, transport: str) -> Training:
-    """The same training over another transport."""
-    return dataclasses.replace(training, transport_choice=f'{transport}, for the benchmark')
+def streamed(training: Training) -> Training:
+    """The same training over the streaming transport."""
+    return dataclasses.replace(training, transport_choice='streaming, for the benchmark')
 
 
 def with_examples(training: Training, stride: int) -> Training:

@@ -70,6 +70,8 @@ SETTINGS = {'graph': False, 'graph, jit_compile': True}
 class KerasPeer:
     """Settings: the training function as TensorFlow runs it, and compiled by its XLA."""
 
+    environments = ()
+
     def __init__(self, spec: dict):
         if spec['model']['name'] not in MODELS:
             raise NotImplementedError(f'keras_peer.py has no {spec["model"]["name"]}')

@@ -10,8 +10,9 @@ from typing import Any
 def serve(make: Callable[[dict], Any]) -> None:
     """Answers until the benchmark hangs up.
 
-    `make(specification)` returns a peer with `settings`, `num_parameters`, `versions`, and `run(setting, steps)`,
-    which takes the steps and returns the seconds; the first call for a setting may prepare it.
+    `make(specification)` returns a peer with `settings`, `environments` (other variables to be tried as well),
+    `num_parameters`, `versions`, and `run(setting, steps)`, which takes the steps and returns the seconds; the first
+    call for a setting may prepare it.
     """
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
@@ -21,7 +22,7 @@ def serve(make: Callable[[dict], Any]) -> None:
         answers.flush()
 
     peer = make(json.loads(sys.stdin.readline()))
-    answer({'settings': peer.settings, 'num_parameters': peer.num_parameters, 'versions': peer.versions})
+    answer({key: getattr(peer, key) for key in ('settings', 'environments', 'num_parameters', 'versions')})
     for line in sys.stdin:
         question = json.loads(line)
         try:

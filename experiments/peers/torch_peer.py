@@ -114,7 +114,10 @@ MODELS = {model.__name__: model for model in (CNN, ResidualCNN, Forecaster)}
 
 
 class TorchPeer:
-    """Settings: everything on its own and in combination; Adam fused in all but the first."""
+    """Settings: eager as it comes, then with fused optimizer, then channels-last and compiled as well."""
+
+    # By default idle threads spin, which is fast on idle cores, and slow where they take cores from those with work.
+    environments = ({'OMP_WAIT_POLICY': 'passive'},)
 
     def __init__(self, spec: dict):
         if spec['model']['name'] not in MODELS:
