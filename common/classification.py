@@ -65,11 +65,20 @@ class ClassificationTask(Task):
 
     @classmethod
     def load(cls, config: ConfigDict, data_dir: pathlib.Path) -> Dataset:
-        """Adds to the info what is fitted on the training split alone: pixel statistics and class counts."""
+        """Adds to the info what is fitted on the training split alone: pixel statistics and class counts.
+
+        Pixels are standardised by `config.dataset.normalisation` (mean, deviation) instead where pretrained weights
+        were.
+        """
         dataset = load_images(config.dataset, data_dir)
         train = dataset.splits['train']
         counts = np.bincount(train.columns['label'], minlength=len(dataset.info['class_names']))
-        mean, deviation = pixel_statistics(train.columns['image'])
+        given = config.dataset.get('normalisation')
+        mean, deviation = (
+            ([value] * config.dataset.channels for value in given)
+            if given
+            else pixel_statistics(train.columns['image'])
+        )
         fitted = {'class_counts': counts.tolist(), 'pixel_mean': mean, 'pixel_deviation': deviation}
         return Dataset(splits=dataset.splits, info={**dataset.info, **fitted})
 
@@ -226,6 +235,7 @@ def image_dataset(name: str, image_size: tuple[int, int], **values: Any) -> Conf
         'image_size': image_size,
         'resize': 'stretch',
         'channels': 3,
+        'normalisation': (),  # (mean, deviation) of pixels 0..255; else those of the training split
         'drop_duplicates': False,
         'drop_contradictory': False,
     }

@@ -35,7 +35,8 @@ def base_config() -> ConfigDict:
     config.convolution = 'auto'  # on CPUs; direct: XLA's own; others by name: common/nn/conv.py
     config.ema_decay = 0.0  # 0: evaluate the weights themselves; 0.999: their moving average
     config.ensemble = 1  # models of consecutive seeds trained in one program, their predictions averaged
-    config.init_from = ''  # a run whose best weights to start from
+    config.init_from = ''  # weights to start from: a run's folder (its best), a .safetensors file, or imagenet
+    config.init_names = ()  # pairs (regular expression, replacement), from names there to names here
     config.dataset = ConfigDict({'name': '', 'raw_dir': ''})
     config.data = ConfigDict(
         {
@@ -54,6 +55,8 @@ def base_config() -> ConfigDict:
             'weight_decay': 1e-4,  # decoupled, on kernels only
             'momentum': 0.9,
             'gradient_clip': 0.0,  # largest global norm; 0: off
+            'scales': (),  # pairs (prefix of parameter names, factor of their learning rate): (('backbone', 0.1),)
+            'freeze': (),  # pairs (prefix, how long they stay as they are, 100% for always): (('backbone', '2epochs'),)
         }
     )
     config.schedule = ConfigDict(

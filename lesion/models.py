@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from common.nn.cnn import CNN, convolutional_trunk
+from common.nn.efficientnet import EfficientNetLite0
 from common.nn.grad_cam import feature_map
 from common.nn.layers import Dropout
 from common.nn.lstm import LSTM
@@ -113,5 +114,7 @@ def _with_metadata(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
-    name: _with_metadata(make) for name, make in {'cnn': CNN, 'cnn_lstm': CNNLSTM}.items()
+    'cnn': _with_metadata(CNN),
+    'cnn_lstm': _with_metadata(CNNLSTM),
+    'efficientnet_lite0': _with_metadata(EfficientNetLite0),
 }

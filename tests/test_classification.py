@@ -9,7 +9,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import log_loss
 
 from common.classification import class_weights, classification_loss, pixel_statistics
-from common.data.dataset import Split
+from common.data.dataset import Dataset, Split
 from common.errors import DataError, UsageError
 from lesion.configs import demo
 from lesion.task import Lesion
@@ -73,6 +73,20 @@ def test_class_weights_have_mean_one_over_the_training_examples(kind):
     weights = class_weights(loss, COUNTS)
     assert weights.dtype == np.float32
     assert np.average(weights, weights=COUNTS) == pytest.approx(1, rel=1e-6)
+
+
+def test_pixels_are_normalised_as_pretrained_weights_want_it(monkeypatch):
+    images = RANDOM.integers(0, 256, (4, 2, 2, 3), dtype=np.uint8)
+    columns = {'image': images, 'label': np.arange(4, dtype=np.int32)}
+    split = Split(name='train', columns=columns, records=pd.DataFrame(index=range(4)))
+    prepared = Dataset(splits={'train': split}, info={'class_names': list('abcd')})
+    monkeypatch.setattr('common.classification.load_images', lambda dataset, data_dir: prepared)
+    config = demo.get_config('efficientnet_lite0')
+    task = Lesion(config, Lesion.load(config, None).info)
+    inputs = task.preprocess({'image': images}, {}, None)['inputs']
+    np.testing.assert_allclose(inputs, (images.astype(np.float32) - 127) / 128, rtol=1e-6)
+    config.dataset.normalisation = ()
+    assert Lesion.load(config, None).info['pixel_mean'] == pytest.approx(images.mean((0, 1, 2)))
 
 
 def test_class_weights_follow_frequency_and_effective_number():

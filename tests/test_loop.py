@@ -247,6 +247,27 @@ def test_weights_of_another_run_are_where_training_starts(fit, tmp_path):
     assert int(state.step) == 24
 
 
+def test_a_frozen_part_stays_while_its_batch_statistics_and_the_rest_move(fit, tmp_path):
+    training, _ = fit(tmp_path / 'run', optimizer__freeze=(('Dense_0', '100%'), ('Dense_1', '10steps')), ema_decay=0.9)
+    state, _ = restored(training, tmp_path / 'run')
+    fresh = training.init_state()
+    for tree, at_first in ((state.params, fresh.params), (state.average, fresh.average)):
+        assert_identical(tree['Dense_0'], at_first['Dense_0'])
+        assert not np.array_equal(tree['Dense_1']['kernel'], at_first['Dense_1']['kernel'])
+    assert not np.array_equal(
+        state.collections['batch_stats']['BatchNorm_0']['mean'], fresh.collections['batch_stats']['BatchNorm_0']['mean']
+    )
+
+
+def test_weights_that_do_not_fit_leave_no_run_behind(fit, tmp_path):
+    fit(tmp_path / 'first')
+    with pytest.raises(UserError, match=r'batch_stats\.BatchNorm_0\.mean is \[8\] in .*\[5\] in this model'):
+        fit(tmp_path / 'second', init_from=str(tmp_path / 'first'), model__width=5)
+    with pytest.raises(UserError, match='no parameter begins with'):
+        fit(tmp_path / 'second', optimizer__freeze=(('backbone', '100%'),))
+    assert not (tmp_path / 'second').exists()
+
+
 def test_records_after_the_resumed_step_are_dropped_and_a_torn_line_too(tmp_path):
     lines = [json.dumps({'step': step}) for step in (4, 8, 12)]
     (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n{"step": 16, "lo')

@@ -21,21 +21,20 @@ class Flax(nn.Module):
     """Flax's BatchNorm and ReLU, under the same variable names."""
 
     train: bool = True
-    relu: bool = True
+    activation: str | None = 'relu'
     axis_name: str | None = None
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x):
         normalise = nn.BatchNorm(not self.train, momentum=0.9, axis_name=self.axis_name, dtype=self.dtype, name='n')
-        return nn.relu(normalise(x)) if self.relu else normalise(x)
+        return {'relu': nn.relu, 'relu6': nn.relu6, None: lambda y: y}[self.activation](normalise(x))
 
 
 class Fused(Flax):
     @nn.compact
     def __call__(self, x):
-        activation = 'relu' if self.relu else None
-        return BatchNorm(not self.train, 0.9, 1e-5, self.axis_name, activation, self.dtype, name='n')(x)
+        return BatchNorm(not self.train, 0.9, 1e-5, self.axis_name, self.activation, self.dtype, name='n')(x)
 
 
 def draw(shape, dtype=jnp.float64):
@@ -46,7 +45,7 @@ def draw(shape, dtype=jnp.float64):
         generator.normal(size=shape) * generator.uniform(0.5, 3, channels) + generator.normal(size=channels)
     )
     vectors = [jnp.asarray(generator.uniform(0.5, 2, channels)) for _ in range(4)]
-    names = {'params': {'n': {'scale': vectors[0], 'bias': vectors[1] - 1}}}
+    names = {'params': {'n': {'scale': 5 * vectors[0], 'bias': vectors[1] - 1}}}  # beyond 6 too
     return x.astype(dtype), names | {'batch_stats': {'n': {'mean': vectors[2], 'var': vectors[3]}}}
 
 
@@ -70,12 +69,12 @@ def assert_close(actual, expected, tolerance):
 
 
 @pytest.mark.parametrize('train', [True, False])
-@pytest.mark.parametrize('relu', [True, False])
+@pytest.mark.parametrize('activation', ['relu', 'relu6', None])
 @pytest.mark.parametrize('shape', [(3, 5, 4, 6), (1, 7, 7, 1), (9, 4)])
-def test_values_statistics_and_gradients_are_those_of_flax(float64, shape, relu, train):
+def test_values_statistics_and_gradients_are_those_of_flax(float64, shape, activation, train):
     x, variables = draw(shape)
-    actual = jax.jit(loss_and_gradients, static_argnums=0)(Fused(train, relu), variables, x)
-    assert_close(actual, loss_and_gradients(Flax(train, relu), variables, x), 1e-12)
+    actual = jax.jit(loss_and_gradients, static_argnums=0)(Fused(train, activation), variables, x)
+    assert_close(actual, loss_and_gradients(Flax(train, activation), variables, x), 1e-12)
 
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
@@ -131,5 +130,5 @@ def test_programs_for_accelerators_hold_no_barrier():
 
 
 def test_an_unknown_activation_is_refused():
-    with pytest.raises(ValueError, match="must be 'relu' or None"):
+    with pytest.raises(ValueError, match="must be 'relu', 'relu6' or None"):
         BatchNorm(True, activation='gelu').init(jax.random.key(0), jnp.ones((2, 3)))

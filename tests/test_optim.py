@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -10,16 +11,20 @@ from ml_collections import ConfigDict
 
 from common.config import base_config, number_of_steps
 from common.errors import UsageError
-from common.training.optim import make_optimizer, make_schedule
+from common.training.optim import make_optimizer, make_schedule, stop_gradients
 
 PEAK = 0.4
+
+
+def to_steps(duration):
+    return number_of_steps(duration, steps_per_epoch=10, batch_size=8, total_steps=100)
 
 
 def schedule(steps=100, **values):
     config = base_config()
     config.optimizer.learning_rate = PEAK
     config.schedule.update(values)
-    return make_schedule(config, steps, lambda d: number_of_steps(d, steps_per_epoch=10, batch_size=8, total_steps=100))
+    return make_schedule(config, steps, to_steps)
 
 
 @pytest.mark.parametrize('name', ['constant', 'plateau'])
@@ -61,7 +66,7 @@ def test_a_warmup_that_takes_all_steps_and_unknown_names_are_refused():
 def optimizer(**values):
     config = base_config()
     config.optimizer.update(ConfigDict(values))
-    return make_optimizer(config, optax.constant_schedule(config.optimizer.learning_rate))
+    return make_optimizer(config, optax.constant_schedule(config.optimizer.learning_rate), to_steps)
 
 
 PARAMS = {'kernel': jnp.full((2, 2), 3.0), 'bias': jnp.full(2, 5.0), 'scale': jnp.full(2, 7.0)}
@@ -106,3 +111,65 @@ def test_gradients_are_clipped_to_the_global_norm():
     updates, _ = rule.update(gradients, rule.init(PARAMS), PARAMS)
     np.testing.assert_allclose(optax.global_norm(updates), 2.0, rtol=1e-6)
     np.testing.assert_allclose(updates['bias'], -2.0 / math.sqrt(8), rtol=1e-6)
+
+
+PARTS = {
+    'backbone': {'stem': {'kernel': jnp.array([[-0.0, 1e-30], [3.0, -7.0]])}, 'block': {'bias': jnp.full(2, 5.0)}},
+    'head': {'kernel': jnp.full((2, 2), 3.0)},
+}
+
+
+def trained(count, **values):
+    """PARTS after `count` steps of a constant gradient, as the train step takes them."""
+    rule = optimizer(learning_rate=0.1, weight_decay=0.5, momentum=0.0, **values)
+    params, state = PARTS, rule.init(PARTS)
+    for _ in range(count):
+        updates, state = rule.update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+    return params
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize('name', ['adamw', 'sgd'])
+def test_parts_have_learning_rates_of_their_own_and_the_longest_prefix_counts(name):
+    moved = jax.tree.map(jnp.subtract, trained(1, name=name), PARTS)
+    scales = (('backbone', 0.1), ('backbone.stem', 2.0))
+    scaled = jax.tree.map(jnp.subtract, trained(1, name=name, scales=scales), PARTS)
+    for part, factor in (('stem', 2.0), ('block', 0.1)):
+        jax.tree.map(
+            lambda one, other, f=factor: np.testing.assert_allclose(one, f * other, rtol=1e-4),
+            scaled['backbone'][part],
+            moved['backbone'][part],
+        )
+    assert bits(scaled['head']) == bits(moved['head'])
+
+
+@pytest.mark.parametrize('name', ['adamw', 'sgd'])
+def test_frozen_parameters_keep_every_bit_until_their_time_has_come(name):
+    freeze = (('backbone.stem', '3steps'), ('backbone', '100%'))
+    early, late = (trained(count, name=name, freeze=freeze) for count in (3, 4))
+    assert bits(early['backbone']) == bits(PARTS['backbone'])
+    assert bits(late['backbone']['block']) == bits(PARTS['backbone']['block'])
+    assert not np.any(late['backbone']['stem']['kernel'] == PARTS['backbone']['stem']['kernel'])
+    assert bits(late['head']) == bits(trained(4, name=name)['head'])
+
+
+def test_only_what_is_frozen_for_good_has_no_gradient():
+    config = base_config()
+    config.optimizer.freeze = (('backbone.stem', '20steps'), ('backbone', '100%'))
+    stop = stop_gradients(config, to_steps, 100)
+    gradients = jax.grad(lambda params: sum(leaf.sum() for leaf in jax.tree.leaves(stop(params))))(PARTS)
+    assert jax.tree.map(lambda leaf: float(leaf.ravel()[0]), gradients) == {
+        'backbone': {'stem': {'kernel': 1.0}, 'block': {'bias': 0.0}},
+        'head': {'kernel': 1.0},
+    }
+
+
+@pytest.mark.parametrize(('key', 'value'), [('scales', 0.1), ('freeze', '100%')])
+def test_a_prefix_of_no_parameter_is_refused_and_the_names_listed(key, value):
+    names = r'backbone\.block\.bias, backbone\.stem\.kernel, head\.kernel'
+    with pytest.raises(UsageError, match=rf"optimizer\.{key}: no parameter begins with 'back'; there are {names}"):
+        trained(1, **{key: (('back', value),)})

@@ -321,7 +321,7 @@ def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
         ('--config.task=nope', 2, ["config.task is 'nope'"]),
         ('--config.task=', 2, ['config.task is empty']),
         ('--config.dataset.image_size=3', 2, ['config.dataset.image_size is (3,); write (height, width)']),
-        ('--config.init_from=nowhere', 1, ['nowhere holds no run']),
+        ('--config.init_from=nowhere', 2, ["config.init_from is 'nowhere'", 'folder of a run', 'imagenet']),
         ('--nope', 2, ["Unknown command line flag 'nope'"]),
         ('nope', 2, ["unexpected argument 'nope'"]),
     ],

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from common.nn import bfloat16, few_channels, winograd
+from common.nn import bfloat16, depthwise, few_channels, pointwise, winograd
 from common.nn.choices import Layer, way_of
 from common.nn.chunks import at_least_float32
 
@@ -59,6 +59,12 @@ WAYS = {
     'im2col_weight_gradient': _Way(_direct, _cpu_input_gradient, few_channels.weight_gradient, few_channels.MOST),
 }
 
+# Ways with a differentiable operation of their own: x, w, strides -> y.
+OWN = {
+    'depthwise': lambda x, w, strides: depthwise.convolve(x, w, strides[0]),
+    'pointwise': lambda x, w, strides: pointwise.convolve(x, w),
+}
+
 
 def choose(
     x_shape: Sequence[int],
@@ -84,9 +90,13 @@ def choose(
         bfloat16_products: whether the processor's own are to be had, see `bfloat16.available`.
 
     Returns:
-        'direct', or a key of `WAYS` that was measured to be faster.
+        'direct', or a key of `WAYS` or `OWN` that was measured to be faster.
     """
-    if not _is_plain_3x3(x_shape, w_shape, strides, padding, dilation, groups, dtype):
+    arguments = (x_shape, w_shape, strides, padding, dilation, groups, dtype)
+    for way, applies in (('depthwise', _is_depthwise), ('pointwise', _is_pointwise)):
+        if applies(*arguments):
+            return way
+    if not _is_plain_3x3(*arguments):
         return 'direct'
     batch, height, width, channels_in = x_shape
     if channels_in <= few_channels.MOST:
@@ -105,19 +115,21 @@ def choose(
 def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
     """A function with the arguments and the result of `lax.conv_general_dilated`, for `nn.Conv`.
 
-    The fast ways need arrays `[batch, height, width, channels]`, 3x3 kernels, stride 1, SAME padding, no dilation, no
-    groups, equal float dtypes and default precision; they compute in float32, or float64 for float64 input. All else
-    goes to XLA. Reverse-mode differentiation only, except for 'direct'.
+    The fast ways need arrays `[batch, height, width, channels]`, SAME padding, no dilation, equal float dtypes and
+    default precision, and a kernel that is 3x3 or 1x1 with stride 1 and no groups, or depthwise (a group a channel)
+    with the same odd side and the same stride both ways. They compute in float32, or float64 for float64 input. All
+    else goes to XLA. Reverse-mode differentiation only, except for 'direct'.
 
     Args:
-        path: 'auto' for what `choose` says, 'direct' for XLA's own convolution bit for bit, or a key of `WAYS` to take
-            that one wherever it is applicable.
+        path: 'auto' for what `choose` says, 'direct' for XLA's own convolution bit for bit, or a key of `WAYS` or
+            `OWN` to take that one wherever it is applicable.
 
     Raises:
         ValueError: no such path.
     """
-    if path not in ('auto', 'direct', *WAYS):
-        raise ValueError(f'convolution path is {path!r}; it must be one of {", ".join(("auto", "direct", *WAYS))}')
+    paths = ('auto', 'direct', *WAYS, *OWN)
+    if path not in paths:
+        raise ValueError(f'convolution path is {path!r}; it must be one of {", ".join(paths)}')
 
     def conv_general_dilated(
         lhs: jax.Array,
@@ -134,17 +146,22 @@ def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
         arguments = (lhs.shape, rhs.shape, window_strides, padding, dilation, feature_group_count, lhs.dtype)
         numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
         if (
-            _is_plain_3x3(*arguments)
+            any(applies(*arguments) for applies in (_is_plain_3x3, _is_depthwise, _is_pointwise))
             and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, DIMENSIONS)
             and set(lhs_dilation or (1,)) == {1}
             and lhs.dtype == rhs.dtype
             and precision is None
         ):
-            layer = Layer(lhs.shape, rhs.shape, lhs.dtype.name)
-            narrow = bfloat16.available()
-            way = path if path != 'auto' else way_of(layer, lambda: choose(*arguments, bfloat16_products=narrow))
-            if way in WAYS and lhs.shape[-1] <= WAYS[way].most_channels_in:
-                return _convolve(lhs, rhs, way)
+            if not _is_plain_3x3(*arguments):
+                way = choose(*arguments)  # what is left has one way of its own
+                if path in ('auto', way):
+                    return OWN[way](lhs, rhs, window_strides)
+            else:
+                layer = Layer(lhs.shape, rhs.shape, lhs.dtype.name)
+                narrow = bfloat16.available()
+                way = path if path != 'auto' else way_of(layer, lambda: choose(*arguments, bfloat16_products=narrow))
+                if way in WAYS and lhs.shape[-1] <= WAYS[way].most_channels_in:
+                    return _convolve(lhs, rhs, way)
         dtype = lhs.dtype
         if path in ('auto', 'bfloat16') and dtype == jnp.bfloat16 and bfloat16.available():
             # As XLA does where it is not told otherwise; and where it is, this keeps to the region that is right.
@@ -179,13 +196,40 @@ def _is_plain_3x3(
         if isinstance(padding, str)
         else ([tuple(pair) for pair in padding] == [(1, 1), (1, 1)])
     )
+    plain = _is_plain(x_shape, w_shape, dilation, dtype) and groups == 1 and set(strides) == {1}
+    return same and plain and tuple(w_shape[:2]) == (3, 3)
+
+
+def _is_pointwise(
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    strides: Sequence[int],
+    padding: Padding,
+    dilation: Sequence[int],
+    groups: int,
+    dtype: Any,
+) -> bool:
+    plain = _is_plain(x_shape, w_shape, dilation, dtype) and groups == 1 and set(strides) == {1}
+    return plain and padding in ('SAME', 'VALID') and tuple(w_shape[:2]) == (1, 1)
+
+
+def _is_depthwise(
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    strides: Sequence[int],
+    padding: Padding,
+    dilation: Sequence[int],
+    groups: int,
+    dtype: Any,
+) -> bool:
+    plain = _is_plain(x_shape, w_shape, dilation, dtype) and groups == x_shape[-1] == w_shape[-1] > 1
+    return plain and padding == 'SAME' and w_shape[0] == w_shape[1] and w_shape[0] % 2 == 1 and len(set(strides)) == 1
+
+
+def _is_plain(x_shape: Sequence[int], w_shape: Sequence[int], dilation: Sequence[int], dtype: Any) -> bool:
     return (
-        same
-        and len(x_shape) == 4
-        and tuple(w_shape[:2]) == (3, 3)
-        and tuple(strides) == (1, 1)
-        and tuple(dilation) == (1, 1)
-        and groups == 1
+        len(x_shape) == 4
+        and set(dilation) == {1}
         and 0 not in (*x_shape, *w_shape)
         and jnp.issubdtype(dtype, jnp.floating)
     )

@@ -17,10 +17,12 @@ class Dropout(nn.Module):
     Attributes:
       rate: probability of zeroing an activation.
       axis_name: the device axis.
+      whole: zero whole examples instead of single activations.
     """
 
     rate: float
     axis_name: str | None = AXIS
+    whole: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -30,5 +32,6 @@ class Dropout(nn.Module):
         first = lax.axis_index(self.axis_name) * x.shape[0] if self.axis_name else 0
         key = self.make_rng('dropout')
         keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(first + jnp.arange(x.shape[0]))
-        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - self.rate, x.shape[1:]))(keys)
+        shape = (1,) * (x.ndim - 1) if self.whole else x.shape[1:]
+        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - self.rate, shape))(keys)
         return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))

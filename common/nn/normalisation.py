@@ -1,4 +1,4 @@
-"""Batch normalisation with its ReLU in one pass forward and two backward, over the global batch."""
+"""Batch normalisation with its ReLU or ReLU6 in one pass forward and two backward, over the global batch."""
 
 from functools import partial
 from typing import Any
@@ -10,6 +10,8 @@ from flax.linen.dtypes import canonicalize_dtype
 from jax import lax
 
 from common.nn.chunks import at_least_float32, cpu_barrier
+
+RANGES = {'relu': (0, None), 'relu6': (0, 6), None: (None, None)}  # of activations, by name
 
 
 class BatchNorm(nn.Module):
@@ -26,7 +28,7 @@ class BatchNorm(nn.Module):
       momentum: how much of the running statistics a batch keeps.
       epsilon: added to the variance.
       axis_name: the device axis over which statistics are taken.
-      activation: 'relu' or None.
+      activation: 'relu', 'relu6' (no more than 6; Krizhevsky 2010) or None.
       dtype: of the result, by default that of inputs and parameters promoted. Statistics are float32 at least.
       scale_init: initializer of the scale.
     """
@@ -42,41 +44,52 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x `[..., channels]` -> the same shape."""
-        if self.activation not in ('relu', None):
-            raise ValueError(f"BatchNorm: activation is {self.activation!r}; it must be 'relu' or None")
+        if self.activation not in RANGES:
+            raise ValueError(f"BatchNorm: activation is {self.activation!r}; it must be 'relu', 'relu6' or None")
         shape = x.shape[-1:]
         scale = self.param('scale', self.scale_init, shape, jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
         running_var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
-        relu = self.activation == 'relu'
         if self.use_running_average:
             slope = scale * lax.rsqrt(running_var.value + self.epsilon)
-            return _line(x, slope, bias - running_mean.value * slope, relu).astype(dtype)
+            return _line(x, slope, bias - running_mean.value * slope, self.activation).astype(dtype)
         axis_name = None if self.is_initializing() else self.axis_name
-        y, mean, var = _normalise(x, scale, bias, self.epsilon, axis_name, relu, dtype)
+        y, mean, var = _normalise(x, scale, bias, self.epsilon, axis_name, self.activation, dtype)
         if not self.is_initializing():
             for running, batch in ((running_mean, mean), (running_var, var)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(batch)
         return y
 
 
-def _line(x: jax.Array, slope: jax.Array, intercept: jax.Array, relu: bool) -> jax.Array:
+def _line(x: jax.Array, slope: jax.Array, intercept: jax.Array, activation: str | None) -> jax.Array:
     y = at_least_float32(x) * slope + intercept
-    return jax.nn.relu(y) if relu else y
+    return jnp.clip(y, *RANGES[activation]) if activation else y
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def _normalise(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None, relu: bool, dtype: Any
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    axis_name: str | None,
+    activation: str | None,
+    dtype: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalised x, and the mean and variance used (for the running statistics: they pass no gradient on)."""
-    return _forward(x, scale, bias, epsilon, axis_name, relu, dtype)[0]
+    return _forward(x, scale, bias, epsilon, axis_name, activation, dtype)[0]
 
 
 def _forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None, relu: bool, dtype: Any
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    axis_name: str | None,
+    activation: str | None,
+    dtype: Any,
 ) -> tuple[Any, Any]:
     x = cpu_barrier(x)
     # Without a barrier for each sum, XLA computes all that leads to it once more.
@@ -86,12 +99,12 @@ def _forward(
     var = jnp.maximum(mean_square - jnp.square(mean), 0)
     inverse = lax.rsqrt(var + epsilon)
     slope, intercept = cpu_barrier((scale * inverse, bias - mean * scale * inverse))
-    y = _line(x, slope, intercept, relu).astype(dtype)
+    y = _line(x, slope, intercept, activation).astype(dtype)
     return (y, mean, var), (x, scale, bias, mean, inverse, slope, intercept)
 
 
 def _backward(
-    epsilon: float, axis_name: str | None, relu: bool, dtype: Any, residuals: Any, cotangents: Any
+    epsilon: float, axis_name: str | None, activation: str | None, dtype: Any, residuals: Any, cotangents: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """With n = (x - mean) * inverse and means over the global batch, dx = slope * (g - mean(g) - n * mean(g * n)).
 
@@ -103,7 +116,12 @@ def _backward(
 
     def masked() -> jax.Array:
         wide = at_least_float32(g)
-        return jnp.where(at_least_float32(x) * slope + intercept > 0, wide, 0) if relu else wide
+        if activation is None:
+            return wide
+        low, high = RANGES[activation]
+        y = at_least_float32(x) * slope + intercept
+        inside = y > low if high is None else (y > low) & (y < high)
+        return jnp.where(inside, wide, 0)
 
     mean_g = cpu_barrier(_mean(masked()))
     mean_gn = (cpu_barrier(_mean(masked() * at_least_float32(x))) - mean * mean_g) * inverse

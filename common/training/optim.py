@@ -1,14 +1,18 @@
 """Optimizers and learning-rate schedules by name, from optax."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from common.config import choose
 from common.errors import UsageError
 from common.types import Tree
+
+type Pairs = Sequence[tuple[str, Any]]  # a prefix of parameter names, and a value for what begins with it
 
 
 def make_schedule(config: ConfigDict, total_steps: int, to_steps: Callable[[str], int]) -> optax.Schedule:
@@ -35,8 +39,15 @@ def make_schedule(config: ConfigDict, total_steps: int, to_steps: Callable[[str]
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
 
 
-def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer of `config.optimizer`; weight decay is decoupled and spares biases and normalisation."""
+def make_optimizer(
+    config: ConfigDict, schedule: optax.Schedule, to_steps: Callable[[str], int]
+) -> optax.GradientTransformation:
+    """The optimizer of `config.optimizer`; weight decay is decoupled and spares biases and normalisation.
+
+    Parts may have learning rates of their own (`scales`), or stay as they are for a while (`freeze`): to the bit, also
+    under weight decay, while their moments are kept up so that they begin smoothly. Only parameters are frozen: a
+    frozen BatchNorm goes on normalising by its batch and keeping running statistics.
+    """
     settings = config.optimizer
     if settings.name == 'adam' and settings.weight_decay:
         raise UsageError('config.optimizer.weight_decay needs adamw or sgd; set it to 0 for adam')
@@ -53,7 +64,88 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     }
     rule = choose(rules, settings.name, 'optimizer.name')()
     clip = [optax.clip_by_global_norm(settings.gradient_clip)] if settings.gradient_clip else []
-    return optax.chain(*clip, *rule, optax.scale_by_learning_rate(schedule))
+    return optax.chain(
+        *clip,
+        *rule,
+        optax.scale_by_learning_rate(schedule),
+        _scaled(settings.scales),
+        _frozen(_until(config, to_steps)),
+    )
+
+
+def _scaled(scales: Pairs) -> optax.GradientTransformation:
+    def factors(params: Tree) -> Tree:
+        return by_prefix(scales, params, 1.0, 'optimizer.scales')
+
+    def init(params: Tree) -> optax.EmptyState:
+        factors(params)  # a wrong prefix is told before anything is compiled
+        return optax.EmptyState()
+
+    def scale(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
+        del params
+        return jax.tree.map(lambda update, factor: update * factor, updates, factors(updates)), state
+
+    return optax.GradientTransformation(init, scale) if scales else optax.identity()
+
+
+def _frozen(until: Pairs) -> optax.GradientTransformation:
+    """Stops the updates of frozen parts until their step has come."""
+
+    def begins(params: Tree) -> Tree:
+        return by_prefix(until, params, 0, 'optimizer.freeze')
+
+    def init(params: Tree) -> jax.Array:
+        begins(params)
+        return jnp.zeros((), jnp.int32)
+
+    def hold(updates: Tree, step: jax.Array, params: Tree | None = None) -> tuple[Tree, jax.Array]:
+        del params
+        # -0.0 is what leaves every number as it is; 0.0 would turn -0.0.
+        held = jax.tree.map(
+            lambda update, begin: jnp.where(step < begin, -0.0, update).astype(update.dtype), updates, begins(updates)
+        )
+        return held, step + 1
+
+    return optax.GradientTransformation(init, hold) if until else optax.identity()
+
+
+def stop_gradients(config: ConfigDict, to_steps: Callable[[str], int], total_steps: int) -> Callable[[Tree], Tree]:
+    """A function of parameters that cuts off those that `config.optimizer.freeze` holds to the end of the training.
+
+    The loss is taken of what it returns: gradients that nobody needs are not computed, nor counted in their norm.
+    """
+    until = _until(config, to_steps)
+
+    def stop(params: Tree) -> Tree:
+        begins = by_prefix(until, params, 0, 'optimizer.freeze')
+        return jax.tree.map(lambda p, begin: jax.lax.stop_gradient(p) if begin >= total_steps else p, params, begins)
+
+    return stop
+
+
+def _until(config: ConfigDict, to_steps: Callable[[str], int]) -> Pairs:
+    return [(prefix, to_steps(duration)) for prefix, duration in config.optimizer.freeze]
+
+
+def by_prefix(pairs: Pairs, params: Tree, otherwise: Any, key: str) -> Tree:
+    """A value for every parameter: that of the longest prefix of its name (whole words, as 'backbone.stem').
+
+    Raises:
+      UsageError: a prefix is not that of any parameter; `key` names the config value.
+    """
+    names = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path, simple=True, separator='.'), params)
+    ordered = sorted(pairs, key=lambda pair: len(pair[0]), reverse=True)
+    for prefix, _ in ordered:
+        if not any(_begins(name, prefix) for name in jax.tree.leaves(names)):
+            known = ', '.join(jax.tree.leaves(names))
+            raise UsageError(f'config.{key}: no parameter begins with {prefix!r}; there are {known}')
+    return jax.tree.map(
+        lambda name: next((value for prefix, value in ordered if _begins(name, prefix)), otherwise), names
+    )
+
+
+def _begins(name: str, prefix: str) -> bool:
+    return f'{name}.'.startswith(f'{prefix}.')
 
 
 def is_kernel(params: Tree) -> Tree:

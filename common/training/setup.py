@@ -27,7 +27,7 @@ from common.runtime import DataParallel, compile_cache
 from common.state import TrainState
 from common.task import Task, task_class
 from common.training.dispatch import steps_per_dispatch
-from common.training.optim import make_optimizer, make_schedule
+from common.training.optim import make_optimizer, make_schedule, stop_gradients
 from common.training.plan import TrainingPlan
 from common.training.steps import init_state, make_train_step
 from common.types import Array, Batch, Predictions, Tree
@@ -49,7 +49,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.schedule = make_schedule(self.config, self.total_steps, self.to_steps)
-        self._optimizer = make_optimizer(self.config, self.schedule)
+        self._optimizer = make_optimizer(self.config, self.schedule, self.to_steps)
         self.evaluator = Evaluator(self.task, self.model, self.parallel, members=self.members.count)
         self._transports: dict[str, Transport] = {}
         step = make_train_step(
@@ -59,6 +59,7 @@ class Training:
             members=self.members.count,
             accumulate=self.config.accumulate_steps,
             ema_decay=self.config.ema_decay,
+            stop_gradients=stop_gradients(self.config, self.to_steps, self.total_steps),
         )
         options = bfloat16.options(self.config.precision, self.config.convolution)
         self.train_step = self.parallel.lift(step, donate=True, options=options)

@@ -1,5 +1,6 @@
-"""How a training begins: it goes on from the run's latest checkpoint, or from another run's weights, or afresh."""
+"""How a training begins: it goes on from the run's latest checkpoint, or from given weights, or afresh."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -12,6 +13,7 @@ from common.errors import UserError
 from common.nn.choices import settle
 from common.runtime import environment
 from common.state import TrainState
+from common.training.initialise import Match, initialise, number_of_classes
 from common.training.loop import Progress
 from common.training.setup import Training, num_parameters
 
@@ -31,22 +33,26 @@ def begin(
       UserError: if `workdir` holds a run of another config, or files that are no run.
       CheckpointError: if the latest checkpoint cannot be restored.
     """
-    _claim(training, workdir, data_dir)
+    _check_free(training, workdir)
+    if (workdir / FOLDER).exists():
+        checkpoints = Checkpoints(workdir, training.config.monitor.mode)
+        if not checkpoints.is_empty():
+            step = checkpoints.find('latest')
+            state, progress = checkpoints.restore(training.abstract_state(), step)
+            how = f'going on from step {step} of {training.total_steps}{_elsewhere(workdir)}'
+            return state, Progress(**progress), checkpoints, how
+        checkpoints.close()
+    # Before the folder becomes a run: weights that do not fit leave nothing behind.
+    state, match = _initial_state(training)
+    origin = f'from {training.config.init_from}: {match}' if match else 'fresh'
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        save_run(workdir, _record(training, data_dir, match))
     checkpoints = Checkpoints(workdir, training.config.monitor.mode)
-    if not checkpoints.is_empty():
-        step = checkpoints.find('latest')
-        state, progress = checkpoints.restore(training.abstract_state(), step)
-        how = f'going on from step {step} of {training.total_steps}{_elsewhere(workdir)}'
-        return state, Progress(**progress), checkpoints, how
-    state = training.init_state()
-    size = num_parameters(state.params)
-    if training.config.init_from:
-        state = _initialised_from(training, state)
-        return state, Progress(), checkpoints, f'{size:,} parameters, from {training.config.init_from}'
-    return state, Progress(), checkpoints, f'{size:,} parameters, fresh'
+    return state, Progress(), checkpoints, f'{num_parameters(state.params):,} parameters, {origin}'
 
 
-def _claim(training: Training, workdir: pathlib.Path, data_dir: pathlib.Path) -> None:
+def _check_free(training: Training, workdir: pathlib.Path) -> None:
     if (workdir / CONFIG_FILE).exists():
         record = load_run(workdir)
         changed = [line for line in differences(record.config, training.config) if not line.startswith(FREE)]
@@ -59,13 +65,11 @@ def _claim(training: Training, workdir: pathlib.Path, data_dir: pathlib.Path) ->
         return
     if (workdir / FOLDER).exists():
         raise UserError(f'{workdir} holds checkpoints but no {CONFIG_FILE}: give another --workdir.')
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        save_run(workdir, _record(training, data_dir))
 
 
-def _record(training: Training, data_dir: pathlib.Path) -> RunRecord:
+def _record(training: Training, data_dir: pathlib.Path, match: Match | None) -> RunRecord:
     dataset, members = training.dataset, training.members
+    started = {'init_from': dataclasses.asdict(match)} if match else {}
     return RunRecord(
         config=training.config,
         info=dataset.info,
@@ -73,7 +77,9 @@ def _record(training: Training, data_dir: pathlib.Path) -> RunRecord:
         tables={name: jax.ShapeDtypeStruct(table.shape, table.dtype) for name, table in dataset.tables.items()},
         groups=members.count if members.by_group else None,
         data_dir=str(data_dir.absolute()),
-        environment=environment() | {'transport': training.transport_choice, 'convolutions': training.convolutions},
+        environment=environment()
+        | {'transport': training.transport_choice, 'convolutions': training.convolutions}
+        | started,
     )
 
 
@@ -91,11 +97,17 @@ def _row_spec(split: Split) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def _initialised_from(training: Training, state: TrainState) -> TrainState:
-    other = pathlib.Path(training.config.init_from)
-    checkpoints = Checkpoints(other, load_run(other).config.monitor.mode)
-    abstract = {'params': state.params, **state.collections}
-    variables = checkpoints.restore_variables(abstract, checkpoints.find('best'), training.parallel.replicated)
+def _initial_state(training: Training) -> tuple[TrainState, Match | None]:
+    state = training.init_state()
+    if not training.config.init_from:
+        return state, None
+    variables, match = initialise(
+        training.config,
+        {'params': state.params, **state.collections},
+        number_of_classes(training.dataset.info),
+        training.members.count,
+    )
+    variables = training.parallel.replicate(variables)
     params = variables.pop('params')
     average = None if state.average is None else jax.tree.map(jax.numpy.copy, params)
-    return state.replace(params=params, collections=variables, average=average)
+    return state.replace(params=params, collections=variables, average=average), match

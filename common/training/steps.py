@@ -51,6 +51,7 @@ def make_train_step(
     members: int | None = None,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    stop_gradients: Callable[[Tree], Tree] = lambda params: params,
 ) -> Step:
     """The per-device function `step(state, shared, batch) -> (state, metrics)`.
 
@@ -63,6 +64,7 @@ def make_train_step(
       members: size of an ensemble whose states are stacked; the batch then holds [members, batch] flattened.
       accumulate: parts into which each device's batch is cut, one after the other, to save memory.
       ema_decay: of `state.average`.
+      stop_gradients: cuts off parameters that are not to be trained, see `optim.stop_gradients`.
     """
 
     def one_step(state: TrainState, shared: Tree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -75,7 +77,7 @@ def make_train_step(
 
         def weighted_loss(params: Tree, collections: Tree, part: Batch, weight: Array, key: Array) -> tuple[Array, Any]:
             outputs, updated = model.apply(
-                {'params': params, **collections},
+                {'params': stop_gradients(params), **collections},
                 part['inputs'],
                 train=True,
                 mutable=list(collections),
@@ -155,7 +157,7 @@ def _apply(
     if average is not None:
         # Early on, the average forgets its random start faster than `ema_decay` would.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
+        average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)  # exact where p stays
     return state.replace(
         step=state.step + 1, params=params, collections=collections, opt_state=opt_state, average=average
     )

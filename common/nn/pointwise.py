@@ -1,0 +1,56 @@
+"""1x1 convolution on the CPU as matrix products, with the weight gradient in chunks that stay in the cache."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from common.nn.chunks import at_least_float32, map_chunks
+
+ROWS_PER_CHUNK = 8192  # of the left side, which is transposed for the weight gradient
+
+
+@jax.custom_vjp
+def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x `[batch, height, width, channels_in]` times w `[1, 1, channels_in, channels_out]`, of the same dtype."""
+    return lax.platform_dependent(x, w, cpu=_product, default=_direct)
+
+
+def _forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve(x, w), (x, w)
+
+
+def _backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = residuals
+
+    def by_xla(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.vjp(_direct, x, w)[1](g)
+
+    def by_products(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        g = lax.optimization_barrier(g)
+        return _product(g, jnp.swapaxes(w, 2, 3)), _weight_gradient(x, g).astype(w.dtype)
+
+    dx, dw = lax.platform_dependent(x, w, g, cpu=by_products, default=by_xla)
+    return dx, dw
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _direct(x: jax.Array, w: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _product(x: jax.Array, w: jax.Array) -> jax.Array:
+    return (x.reshape(-1, x.shape[-1]) @ w[0, 0]).reshape(*x.shape[:-1], w.shape[-1])
+
+
+def _weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
+    """The narrower side is transposed in memory first, so that the long contraction runs along rows."""
+    narrow, wide = (x, g) if x.shape[-1] <= g.shape[-1] else (g, x)
+
+    def body(narrow: jax.Array, wide: jax.Array) -> jax.Array:
+        left = lax.optimization_barrier(at_least_float32(narrow).reshape(-1, narrow.shape[-1]).T)
+        return lax.optimization_barrier(left @ at_least_float32(wide).reshape(-1, wide.shape[-1]))
+
+    product = map_chunks(body, ROWS_PER_CHUNK // (x.shape[1] * x.shape[2]), narrow, wide).sum(0)
+    return (product if narrow is x else product.T)[None, None]

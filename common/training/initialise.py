@@ -1,0 +1,147 @@
+"""Weights to start from: another run's, a file's, or those of a package, matched by name to a model's own."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file
+
+from common.errors import DataError, UsageError
+from common.evaluation.restore import restore
+from common.nn.pretrained import PACKAGED
+from common.types import Tree
+
+SHOWN = 8  # names on a line of the log
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Variables of another model, and on how many classes it was trained, where that is known.
+
+    Attributes:
+      arrays: by name, as 'params.backbone.stem.kernel'; with a leading axis [members] where `members` says so.
+    """
+
+    arrays: Mapping[str, Any]
+    num_classes: int | None = None
+    members: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """Which variables of the model were found in a source, which stay fresh, and what of the source is not used."""
+
+    matched: Sequence[str]
+    fresh: Sequence[str]
+    unused: Sequence[str]
+
+    def __str__(self) -> str:
+        lines = [f'{len(self.matched)} of {len(self.matched) + len(self.fresh)} arrays']
+        for kind, names in (('fresh', self.fresh), ('unused', self.unused)):
+            more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
+            lines.append(f'  {kind}: {", ".join(names[:SHOWN]) or "none"}{more}')
+        return '\n'.join(lines)
+
+
+def initialise(
+    config: ConfigDict, variables: Tree, num_classes: int | None, members: int | None = None
+) -> tuple[Tree, Match]:
+    """`variables` with what `config.init_from` has of them, on the host, each cast to the variable's dtype.
+
+    Args:
+      config: `init_from` is a run's folder, a `.safetensors` file or the name of a packaged set of weights;
+        `init_names` are pairs (regular expression, replacement) that make names there into names here, all applied in
+        turn; a name made empty is not used.
+      variables: `{'params': ..., 'batch_stats': ...}`, arrays or their shapes.
+      num_classes: of the model. Where the source has another number of them, whatever is of that size along its last
+        axis alone is the head, and stays fresh.
+      members: length of the leading axis of all variables, if they have one; each member gets the same weights, unless
+        the source has as many.
+
+    Raises:
+      UserError: the source is not there or damaged, nothing in it matches, or a shape differs.
+    """
+    source = _source(config.init_from)
+    there: dict[str, tuple[str, Any]] = {}
+    unused = []
+    for name, array in source.arrays.items():
+        renamed = name
+        for pattern, replacement in config.init_names:
+            renamed = re.sub(pattern, replacement, renamed)
+        if renamed in there:
+            raise UsageError(f'config.init_names makes both {there[renamed][0]} and {name} into {renamed}')
+        if renamed:
+            there[renamed] = (name, array)
+        else:
+            unused.append(name)
+    stacked = (members,) if members and source.members != members else ()
+    matched, fresh = [], []
+
+    def take(path: Any, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator='.')
+        theirs, array = there.pop(name, ('', None))
+        if array is None:
+            fresh.append(name)
+            return leaf
+        if stacked + array.shape == leaf.shape:
+            matched.append(name)
+            return np.broadcast_to(np.asarray(array, leaf.dtype), leaf.shape)
+        if _is_head(array.shape, leaf.shape[len(stacked) :], source.num_classes, num_classes):
+            fresh.append(name)
+            unused.append(theirs)
+            return leaf
+        raise UsageError(
+            f'config.init_from: {theirs} is {list(array.shape)} in {config.init_from}, and {name} '
+            f'{list(leaf.shape[len(stacked) :])} in this model. To leave it fresh, add '
+            f"('^{re.escape(theirs)}$', '') to config.init_names."
+        )
+
+    result = jax.tree.map_with_path(take, variables)
+    unused += [name for name, _ in there.values()]
+    if not any(name.startswith('params.') for name in matched):
+        raise UsageError(
+            f'config.init_from: no parameter of {config.init_from} has a name of this model. There: '
+            f'{", ".join(unused[:SHOWN])}; here: {", ".join(fresh[:SHOWN])}. config.init_names can map them.'
+        )
+    return result, Match(matched, fresh, sorted(unused))
+
+
+def _is_head(theirs: Sequence[int], ours: Sequence[int], their_classes: int | None, our_classes: int | None) -> bool:
+    known = their_classes is not None and our_classes is not None and their_classes != our_classes
+    return known and (*theirs[:-1], our_classes) == tuple(ours) and theirs[-1] == their_classes
+
+
+def _source(init_from: str) -> Source:
+    if init_from in PACKAGED:
+        arrays = PACKAGED[init_from]()
+        return Source(arrays, len(arrays['params.classifier.bias']))
+    path = pathlib.Path(init_from)
+    if path.suffix == '.safetensors':
+        try:
+            return Source(load_file(path))
+        except FileNotFoundError:
+            raise DataError(f'config.init_from: there is no file {path}') from None
+        except (safetensors.SafetensorError, OSError) as error:
+            raise DataError(f'config.init_from: {path} cannot be read ({error})') from error
+    if not path.is_dir():
+        raise UsageError(
+            f'config.init_from is {init_from!r}; it may be the folder of a run, a .safetensors file, or '
+            f'{", ".join(PACKAGED)}'
+        )
+    run = restore(path)
+    arrays = {
+        jax.tree_util.keystr(name, simple=True, separator='.'): leaf
+        for name, leaf in jax.tree.leaves_with_path(run.variables)
+    }
+    return Source(arrays, number_of_classes(run.record.info), run.members.count)
+
+
+def number_of_classes(info: Mapping[str, Any]) -> int | None:
+    """Of a data set, from its `Dataset.info`; None where it has no classes."""
+    return len(info['class_names']) if 'class_names' in info else None

