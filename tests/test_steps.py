@@ -25,8 +25,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def plain_sgd(config: ConfigDict, learning_rate: float = 1.0) -> ConfigDict:
-    config.optimizer = {'name': 'sgd', 'momentum': 0.0, 'weight_decay': 0.0, 'learning_rate': learning_rate}
-    config.optimizer.gradient_clip = 0.0
+    config.optimizer.update(name='sgd', momentum=0.0, weight_decay=0.0, learning_rate=learning_rate, gradient_clip=0.0)
     config.schedule.name, config.schedule.warmup = 'constant', '0steps'
     return config
 
