@@ -45,7 +45,7 @@ def begin(
     # Before the folder becomes a run: weights that do not fit leave nothing behind.
     state, match = _initial_state(training)
     origin = f'from {training.config.init_from}: {match}' if match else 'fresh'
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not (workdir / CONFIG_FILE).exists():
         workdir.mkdir(parents=True, exist_ok=True)
         save_run(workdir, _record(training, data_dir, match))
     checkpoints = Checkpoints(workdir, training.config.monitor.mode)
