@@ -13,7 +13,7 @@ from common.benchmark.machine import device_memory, host_memory
 from common.benchmark.peak import datasheet_peak, measured_peak
 from common.benchmark.peers import Peer, PeerUnavailableError, dtype
 from common.benchmark.program import Program, reconfigured, streamed, transport_of, with_examples, with_members
-from common.benchmark.rates import Contestant, Row, bottleneck, ratio, spread, take_turns
+from common.benchmark.rates import Contestant, Row, bottleneck, ratio, spread, take_turns, trial
 from common.benchmark.startup import first_step
 from common.flops import flops
 from common.training.setup import Training
@@ -157,7 +157,7 @@ def _try_settings(peer: Peer, say: Callable[[str], None]) -> dict[str, tuple[flo
         label = ', '.join([setting, *(f'{key}={value}' for key, value in peer.environment.items())])
         try:
             contestant = peer.contestant(setting)
-            tried[label] = max(take_turns({label: contestant}, repeats=2)[label]), contestant
+            tried[label] = trial(contestant), contestant
             say(f'{peer.name}, {label}: {tried[label][0]:,.0f} examples/s')
         except PeerUnavailableError as error:
             say(f'{peer.name}, {label}: not available: {error}')

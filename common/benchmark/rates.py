@@ -27,15 +27,25 @@ def take_turns[Name](contestants: Mapping[Name, Contestant], repeats: int) -> di
 
     Before the first turn everyone runs twice, to warm up and to tell how much work makes a turn of about a second.
     """
-    counts = {}
-    for name, contestant in contestants.items():
-        contestant.go(1)
-        counts[name] = max(math.ceil(SECONDS / contestant.go(1)), 2)
+    counts = {name: _warmed_up(contestant)[0] for name, contestant in contestants.items()}
     rates: dict[Name, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, contestant in contestants.items():
             rates[name].append(counts[name] * contestant.examples / contestant.go(counts[name]))
     return rates
+
+
+def trial(contestant: Contestant) -> float:
+    """Examples a second, from a turn: enough to tell good settings from bad ones."""
+    count, seconds = _warmed_up(contestant)
+    return contestant.examples / min(seconds, contestant.go(count) / count)
+
+
+def _warmed_up(contestant: Contestant) -> tuple[int, float]:
+    """How often it must do its work to fill a turn, and the seconds of one."""
+    contestant.go(1)
+    seconds = contestant.go(1)
+    return math.ceil(SECONDS / seconds), seconds
 
 
 def spread(samples: Sequence[float]) -> dict[str, float]:
