@@ -15,7 +15,7 @@ from jax import lax
 from common.benchmark import rates
 from common.benchmark.measure import against_peers, scaling_rows
 from common.benchmark.peers import Peer, PeerUnavailableError, specification
-from common.benchmark.program import Program, forget, streamed
+from common.benchmark.program import LEAD, Program, forget, streamed
 from common.benchmark.rates import Contestant, bottleneck, ratio, spread, take_turns
 from common.benchmark.startup import first_step
 from common.errors import UserError
@@ -142,15 +142,15 @@ def test_flops_of_a_step_are_counted_over_all_devices(training: Training, traine
 
 
 def test_the_step_that_is_timed_is_the_loops_own(training: Training) -> None:
-    """Four dispatches of the benchmark leave the weights that four steps of the training leave."""
+    """Dispatches of the benchmark leave the weights that as many steps of the training leave."""
     program = Program(streamed(training))
     state = training.init_state()
     data = training.transport('train')
     step, _ = training.compile(state, training.parallel.put(data.host_batch(*training.plan.dispatches([(0, 1)])[0])))
-    for batch in data.batches(training.plan.dispatches([(number, 1) for number in range(8)])):
+    for batch in data.batches(training.plan.dispatches([(number, 1) for number in range(LEAD + 3)])):
         state, _ = step(state, data.shared, batch)
-    program.end_to_end(2)  # and the six before the clock runs
-    assert int(program.state.step) == 8
+    program.end_to_end(3)
+    assert int(program.state.step) == LEAD + 3
     jax.tree.map(np.testing.assert_array_equal, program.state.params, state.params)
 
 

@@ -16,7 +16,8 @@ from common.members import Members
 from common.training.plan import TrainingPlan
 from common.training.setup import Training, num_parameters
 
-LEAD = 6  # dispatches before the clock runs: as many as may have been read ahead
+LEAD = 2  # dispatches before the clock runs
+AHEAD = 8  # dispatches after it has stopped, so that reading ahead goes on to the end, as in a long training
 
 
 class Program:
@@ -76,7 +77,7 @@ class Program:
         return self._deliver(count, train=True)
 
     def _deliver(self, count: int, train: bool) -> float:
-        parts = [(number * self.steps, self.steps) for number in range(LEAD + count)]
+        parts = [(number * self.steps, self.steps) for number in range(LEAD + count + AHEAD)]
         batches = iter(self._data.batches(self.training.plan.dispatches(parts)))
         for number in range(LEAD + count):
             if number == LEAD:
