@@ -75,7 +75,7 @@ def _cpu(config: ConfigDict) -> None:
     """The residual network cut down to less than 60 minutes on two cores."""
     _residual(config)
     config.batch_size = 64
-    config.duration = '30epochs'
+    config.duration = '24epochs'
     config.model = ConfigDict({'name': 'residual', 'stem': 32, 'widths': (64, 128, 256), 'depth': 1, 'dropout': 0.2})
     config.schedule.warmup = '2epochs'
     config.ema_decay = 0.998
