@@ -39,10 +39,15 @@ def specification(training: Training) -> dict[str, Any]:
 
     `model` is the Linen module's class name and its attributes; `input_shape` and `num_outputs` are those of one
     example; `models` is how many are trained, one after the other.
+
+    Raises:
+      PeerUnavailableError: for a model of several inputs.
     """
     model = training.model
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     inputs = example_inputs(training.task, training.train_split.columns, training.dataset.tables)
+    if not isinstance(inputs, jax.Array):
+        raise PeerUnavailableError(f'peers mirror models of one input, not of {", ".join(inputs)}')
     outputs = jax.eval_shape(lambda key: model.init_with_output(key, inputs, train=False)[0], jax.random.key(0))
     settings = {name: value for name, value in fields.items() if isinstance(value, int | float | str | tuple | list)}
     return {

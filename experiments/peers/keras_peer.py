@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from protocol import serve
+from protocol import efficientnet_blocks, serve
 
 
 def conv(x: keras.KerasTensor, width: int, kernel: int = 3) -> keras.KerasTensor:
@@ -53,6 +53,27 @@ def residual_cnn(x: keras.KerasTensor, spec: dict) -> keras.KerasTensor:
     return logits(layers.Dropout(model['dropout'])(x), spec)
 
 
+def efficientnet_lite0(x: keras.KerasTensor, spec: dict) -> keras.KerasTensor:
+    """common/nn/efficientnet.py."""
+
+    def norm(x: keras.KerasTensor) -> keras.KerasTensor:
+        return layers.BatchNormalization(momentum=0.99, epsilon=1e-3)(x)
+
+    def pointwise(x: keras.KerasTensor, width: int) -> keras.KerasTensor:
+        return norm(conv(x, width, kernel=1))
+
+    x = layers.ReLU(6.0)(norm(layers.Conv2D(32, 3, 2, padding='same', use_bias=False)(x)))
+    for side, stride, expansion, width, drop in efficientnet_blocks(spec['model']['drop_connect']):
+        y = layers.ReLU(6.0)(pointwise(x, expansion * x.shape[-1])) if expansion > 1 else x
+        y = layers.ReLU(6.0)(norm(layers.DepthwiseConv2D(side, stride, padding='same', use_bias=False)(y)))
+        y = pointwise(y, width)
+        if stride == 1 and x.shape[-1] == width:
+            y = layers.Add()([x, layers.Dropout(drop, noise_shape=(None, 1, 1, 1))(y)])
+        x = y
+    x = layers.GlobalAveragePooling2D()(layers.ReLU(6.0)(pointwise(x, 1280)))
+    return logits(layers.Dropout(spec['model']['dropout'])(x), spec)
+
+
 def forecaster(x: keras.KerasTensor, spec: dict) -> keras.KerasTensor:
     """stocks/models.py."""
     model = spec['model']
@@ -63,7 +84,12 @@ def forecaster(x: keras.KerasTensor, spec: dict) -> keras.KerasTensor:
     return logits(x, spec)
 
 
-MODELS = {'CNN': cnn, 'ResidualCNN': residual_cnn, 'Forecaster': forecaster}
+MODELS = {
+    'CNN': cnn,
+    'ResidualCNN': residual_cnn,
+    'EfficientNetLite0': efficientnet_lite0,
+    'Forecaster': forecaster,
+}
 SETTINGS = {'graph': False, 'graph, jit_compile': True}
 
 

@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable
 
 import torch
-from protocol import serve
+from protocol import efficientnet_blocks, serve
 from torch import nn
 from torch.nn import functional as F
 
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 class CNN(nn.Module):
@@ -87,6 +87,48 @@ class ResidualCNN(nn.Module):
         return self.layers(x)
 
 
+def norm_relu6(channels: int) -> list[nn.Module]:
+    return [nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01), nn.ReLU6(inplace=True)]
+
+
+class InvertedResidual(nn.Module):
+    """A block of EfficientNet-Lite0; `drop` is the rate at which an example skips it."""
+
+    def __init__(self, inputs: int, side: int, stride: int, expansion: int, outputs: int, drop: float):
+        super().__init__()
+        wide = expansion * inputs
+        layers = [conv(inputs, wide, 1), *norm_relu6(wide)] if expansion > 1 else []
+        layers += [conv(wide, wide, side, stride, groups=wide), *norm_relu6(wide)]
+        layers += [conv(wide, outputs, 1), norm_relu6(outputs)[0]]
+        self.layers = nn.Sequential(*layers)
+        self.adds, self.keep = stride == 1 and inputs == outputs, 1.0 - drop
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layers(x)
+        if not self.adds:
+            return y
+        if self.keep < 1.0:
+            y = y * (torch.rand(len(y), 1, 1, 1, device=y.device) < self.keep).to(y.dtype) / self.keep
+        return x + y
+
+
+class EfficientNetLite0(nn.Module):
+    """common/nn/efficientnet.py."""
+
+    def __init__(self, spec: dict):
+        super().__init__()
+        model, channels = spec['model'], 32
+        layers: list[nn.Module] = [conv(spec['input_shape'][-1], channels, 3, 2), *norm_relu6(channels)]
+        for side, stride, expansion, outputs, drop in efficientnet_blocks(model['drop_connect']):
+            layers.append(InvertedResidual(channels, side, stride, expansion, outputs, drop))
+            channels = outputs
+        layers += [conv(channels, 1280, 1), *norm_relu6(1280), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        self.layers = nn.Sequential(*layers, nn.Dropout(model['dropout']), nn.Linear(1280, spec['num_outputs']))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
 class Forecaster(nn.Module):
     """stocks/models.py."""
 
@@ -110,7 +152,7 @@ class Forecaster(nn.Module):
         return self.head(self.lstm(x)[0][:, -1])
 
 
-MODELS = {model.__name__: model for model in (CNN, ResidualCNN, Forecaster)}
+MODELS = {model.__name__: model for model in (CNN, ResidualCNN, EfficientNetLite0, Forecaster)}
 
 
 class TorchPeer:
