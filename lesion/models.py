@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from common.nn.cnn import CNN, convolutional_trunk
 from common.nn.efficientnet import EfficientNetLite0
-from common.nn.grad_cam import feature_map
 from common.nn.layers import Dropout
 from common.nn.lstm import LSTM
 from common.runtime import AXIS
@@ -45,16 +44,7 @@ class CNNLSTM(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x [batch, height, width, channels] -> logits float32 [batch, num_classes]."""
-        x = convolutional_trunk(
-            x,
-            self.widths,
-            self.depth,
-            train=train,
-            path=self.convolution,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
-        x = feature_map(self, x)
+        x = convolutional_trunk(self, x, train=train)
         sequence = x.reshape(x.shape[0], -1, x.shape[-1])
         outputs = LSTM(self.hidden_size, bidirectional=self.bidirectional, dtype=self.dtype)(sequence, train=train)
         x = Dropout(self.dropout, self.axis_name)(outputs.mean(1), train=train)

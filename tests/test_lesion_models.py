@@ -1,6 +1,7 @@
 """The lesion classifiers against plain NumPy."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,10 +24,15 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 12, 20, 3)).astype(np.float32)
 class Trunk(nn.Module):
     """The convolutional stages alone."""
 
+    widths: tuple[int, ...]
+    depth: tuple[int, ...]
+    convolution: str = 'direct'
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        settings = {'path': 'direct', 'dtype': jnp.float32, 'axis_name': None}
-        return convolutional_trunk(x, TRUNK['widths'], TRUNK['depth'], train=False, **settings)
+        return convolutional_trunk(self, x, train=False)
 
 
 def initialised(model: nn.Module) -> Tree:
@@ -52,7 +58,7 @@ def test_cnn_lstm_reads_the_feature_map_row_by_row_and_classifies_the_mean(bidir
     variables = initialised(model)
     logits = model.apply(variables, IMAGES, train=False)
     params = jax.tree.map(np.asarray, variables['params'])
-    features = np.asarray(Trunk().apply(variables, IMAGES))
+    features = np.asarray(Trunk(**TRUNK).apply(variables, IMAGES))
     assert features.shape == (2, 3, 5, 6)
     for image, expected in zip(features, logits, strict=True):
         sequence = np.array([image[row, column] for row in range(3) for column in range(5)])

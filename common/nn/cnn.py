@@ -17,32 +17,26 @@ from common.nn.pooling import max_pool
 from common.runtime import AXIS
 
 
-def convolutional_trunk(
-    x: jax.Array,
-    widths: Sequence[int],
-    depth: int | Sequence[int],
-    *,
-    train: bool,
-    path: str,
-    dtype: Any,
-    axis_name: str | None,
-) -> jax.Array:
-    """The stages of `CNN`, inside a module whose layers they become; attributes of that module are explained there.
+def convolutional_trunk(module: Any, x: jax.Array, *, train: bool) -> jax.Array:
+    """The stages of `CNN`, inside a module whose layers they become and which has its attributes of them.
 
     Returns:
-      `dtype` [batch, height / 2^stages, width / 2^stages, widths[-1]], from x [batch, height, width, channels].
+      [batch, height / 2^stages, width / 2^stages, widths[-1]] of the module's dtype, from x [batch, height, width,
+      channels]: the module's last feature map.
     """
-    depths = [depth] * len(widths) if isinstance(depth, int) else depth
+    widths, depths, dtype = module.widths, module.depth, module.dtype
+    if isinstance(depths, int):
+        depths = [depths] * len(widths)
     if len(depths) != len(widths):
         raise UsageError(f'config.model.depth is {depths}; it must have as many numbers as widths {widths}')
-    conv = partial(nn.Conv, use_bias=False, dtype=dtype, conv_general_dilated=convolution(path))
+    conv = partial(nn.Conv, use_bias=False, dtype=dtype, conv_general_dilated=convolution(module.convolution))
     x = x.astype(dtype)
     for width, convolutions in zip(widths, depths, strict=True):
         for _ in range(convolutions):
             x = conv(width, (3, 3))(x)
-            x = BatchNorm(not train, axis_name=axis_name, activation='relu', dtype=dtype)(x)
+            x = BatchNorm(not train, axis_name=module.axis_name, activation='relu', dtype=dtype)(x)
         x = max_pool(x, (2, 2), (2, 2))
-    return x
+    return feature_map(module, x)
 
 
 class CNN(nn.Module):
@@ -73,16 +67,7 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x [batch, height, width, channels] -> logits float32 [batch, num_classes]."""
-        x = convolutional_trunk(
-            x,
-            self.widths,
-            self.depth,
-            train=train,
-            path=self.convolution,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
-        x = feature_map(self, x)
+        x = convolutional_trunk(self, x, train=train)
         x = x.mean((1, 2)) if self.pool == 'average' else x.reshape(x.shape[0], -1)
         for width in self.dense:
             x = Dropout(self.dropout, self.axis_name)(x, train=train)

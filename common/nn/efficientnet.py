@@ -1,5 +1,6 @@
 """EfficientNet-Lite0, the small image network that comes with ImageNet weights (common/nn/pretrained.py)."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,8 @@ from common.nn.normalisation import BatchNorm
 from common.runtime import AXIS
 
 # Of each stage: blocks, kernel side, stride of the first block, expansion of channels, channels.
-STAGES = (
+type Stages = Sequence[tuple[int, int, int, int, int]]
+LITE0: Stages = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
@@ -33,6 +35,7 @@ class EfficientNetLite0(nn.Module):
 
     Attributes:
       num_classes: of the logits.
+      stages: of blocks; the weights are for those of Lite0.
       dropout: rate before the classifier.
       drop_connect: rate at which the last block leaves an example as it was, in training (stochastic depth, Huang et
         al. 2016, arXiv:1603.09382); earlier blocks do so in proportion to their depth.
@@ -42,6 +45,7 @@ class EfficientNetLite0(nn.Module):
     """
 
     num_classes: int
+    stages: Stages = LITE0
     dropout: float = 0.2
     drop_connect: float = 0.0
     convolution: str = 'auto'
@@ -51,7 +55,8 @@ class EfficientNetLite0(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x [batch, height, width, 3] -> logits float32 [batch, num_classes]."""
-        backbone = Backbone(self.drop_connect, self.convolution, self.dtype, self.axis_name, name='backbone')
+        settings = (self.stages, self.drop_connect, self.convolution, self.dtype, self.axis_name)
+        backbone = Backbone(*settings, name='backbone')
         x = Dropout(self.dropout, self.axis_name)(backbone(x, train=train), train=train)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name='classifier')(x)
 
@@ -59,6 +64,7 @@ class EfficientNetLite0(nn.Module):
 class Backbone(nn.Module):
     """All of EfficientNet-Lite0 up to the pooled features; attributes as there."""
 
+    stages: Stages = LITE0
     drop_connect: float = 0.0
     convolution: str = 'auto'
     dtype: Any = jnp.float32
@@ -71,8 +77,8 @@ class Backbone(nn.Module):
         norm = partial(BatchNorm, not train, 0.99, 1e-3, self.axis_name, dtype=self.dtype)
         x = conv(32, (3, 3), 2, name='stem')(x.astype(self.dtype))
         x = norm(activation='relu6', name='stem_norm')(x)
-        number, count = 0, sum(stage[0] for stage in STAGES)
-        for blocks, side, stride, expansion, channels in STAGES:
+        number, count = 0, sum(stage[0] for stage in self.stages)
+        for blocks, side, stride, expansion, channels in self.stages:
             for block in range(blocks):
                 x = Block(
                     channels,

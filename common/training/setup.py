@@ -82,15 +82,11 @@ class Training:
         """On a CPU, the way of every convolution that has a choice, by its shape; checked, here or earlier."""
         if jax.default_backend() != 'cpu':
             return {}
-        rows = self.config.batch_size // len(self.parallel) // self.config.accumulate_steps
-        example = jax.eval_shape(lambda: example_inputs(self.task, self.train_split.columns, self.dataset.tables))
-        inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), example)
-
         with recorded() as layers:
-            jax.eval_shape(functools.partial(self.model.init, train=False), jax.random.key(0), inputs)
+            self._abstract(self.config.batch_size // len(self.parallel) // self.config.accumulate_steps)
         return check_convolutions(layers, compile_cache())
 
-    @property
+    @functools.cached_property
     def flops(self) -> float:
         """Floating-point operations of one step of one member: three times those of the model's forward pass."""
         variables, inputs = self._abstract(self.config.batch_size)

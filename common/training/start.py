@@ -33,26 +33,27 @@ def begin(
       UserError: if `workdir` holds a run of another config, or files that are no run.
       CheckpointError: if the latest checkpoint cannot be restored.
     """
-    _check_free(training, workdir)
-    if (workdir / FOLDER).exists():
+    record = _own_record(training, workdir)
+    if record and (workdir / FOLDER).exists():
         checkpoints = Checkpoints(workdir, training.config.monitor.mode)
         if not checkpoints.is_empty():
             step = checkpoints.find('latest')
             state, progress = checkpoints.restore(training.abstract_state(), step)
-            how = f'going on from step {step} of {training.total_steps}{_elsewhere(workdir)}'
+            how = f'going on from step {step} of {training.total_steps}{_elsewhere(record)}'
             return state, Progress(**progress), checkpoints, how
         checkpoints.close()
     # Before the folder becomes a run: weights that do not fit leave nothing behind.
     state, match = _initial_state(training)
     origin = f'from {training.config.init_from}: {match}' if match else 'fresh'
-    if jax.process_index() == 0 and not (workdir / CONFIG_FILE).exists():
+    if not record and jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         save_run(workdir, _record(training, data_dir, match))
     checkpoints = Checkpoints(workdir, training.config.monitor.mode)
     return state, Progress(), checkpoints, f'{num_parameters(state.params):,} parameters, {origin}'
 
 
-def _check_free(training: Training, workdir: pathlib.Path) -> None:
+def _own_record(training: Training, workdir: pathlib.Path) -> RunRecord | None:
+    """Of the run of this very training that `workdir` holds, if it holds any; convolutions go its ways from now on."""
     if (workdir / CONFIG_FILE).exists():
         record = load_run(workdir)
         changed = [line for line in differences(record.config, training.config) if not line.startswith(FREE)]
@@ -62,9 +63,10 @@ def _check_free(training: Training, workdir: pathlib.Path) -> None:
                 'Give the same values to go on with it, or another --workdir.'
             )
         settle(record.environment.get('convolutions', {}))
-        return
+        return record
     if (workdir / FOLDER).exists():
         raise UserError(f'{workdir} holds checkpoints but no {CONFIG_FILE}: give another --workdir.')
+    return None
 
 
 def _record(training: Training, data_dir: pathlib.Path, match: Match | None) -> RunRecord:
@@ -83,9 +85,9 @@ def _record(training: Training, data_dir: pathlib.Path, match: Match | None) -> 
     )
 
 
-def _elsewhere(workdir: pathlib.Path) -> str:
+def _elsewhere(record: RunRecord) -> str:
     """A word of warning where the run began on another processor or with other libraries."""
-    before, now = load_run(workdir).environment, environment()
+    before, now = record.environment, environment()
     changed = [name for name in ('backend', 'processor', 'versions') if before.get(name) != now[name]]
     return f'; begun with other {" and ".join(changed)} (config.json), so the last digits may differ' if changed else ''
 

@@ -63,7 +63,7 @@ def efficientnet_lite0(x: keras.KerasTensor, spec: dict) -> keras.KerasTensor:
         return norm(conv(x, width, kernel=1))
 
     x = layers.ReLU(6.0)(norm(layers.Conv2D(32, 3, 2, padding='same', use_bias=False)(x)))
-    for side, stride, expansion, width, drop in efficientnet_blocks(spec['model']['drop_connect']):
+    for side, stride, expansion, width, drop in efficientnet_blocks(spec['model']):
         y = layers.ReLU(6.0)(pointwise(x, expansion * x.shape[-1])) if expansion > 1 else x
         y = layers.ReLU(6.0)(norm(layers.DepthwiseConv2D(side, stride, padding='same', use_bias=False)(y)))
         y = pointwise(y, width)

@@ -6,24 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# EfficientNet-Lite0, as in common/nn/efficientnet.py: blocks, kernel side, first stride, expansion, channels.
-EFFICIENTNET_STAGES = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
 
-
-def efficientnet_blocks(drop_connect: float) -> Iterator[tuple[int, int, int, int, float]]:
-    """Kernel side, stride, expansion, channels and drop rate of every block."""
-    number, count = 0, sum(stage[0] for stage in EFFICIENTNET_STAGES)
-    for blocks, side, stride, expansion, channels in EFFICIENTNET_STAGES:
+def efficientnet_blocks(model: dict) -> Iterator[tuple[int, int, int, int, float]]:
+    """Kernel side, stride, expansion, channels and drop rate of every block, from the model's `stages`."""
+    number, count = 0, sum(stage[0] for stage in model['stages'])
+    for blocks, side, stride, expansion, channels in model['stages']:
         for block in range(blocks):
-            yield side, stride if block == 0 else 1, expansion, channels, drop_connect * number / count
+            yield side, stride if block == 0 else 1, expansion, channels, model['drop_connect'] * number / count
             number += 1
 
 

@@ -119,7 +119,7 @@ class EfficientNetLite0(nn.Module):
         super().__init__()
         model, channels = spec['model'], 32
         layers: list[nn.Module] = [conv(spec['input_shape'][-1], channels, 3, 2), *norm_relu6(channels)]
-        for side, stride, expansion, outputs, drop in efficientnet_blocks(model['drop_connect']):
+        for side, stride, expansion, outputs, drop in efficientnet_blocks(model):
             layers.append(InvertedResidual(channels, side, stride, expansion, outputs, drop))
             channels = outputs
         layers += [conv(channels, 1280, 1), *norm_relu6(1280), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
