@@ -52,6 +52,7 @@ class ClassificationTask(Task):
         super().__init__(config, info)
         self.class_names: list[str] = list(info['class_names'])
         self._class_weights = class_weights(config.loss, info['class_counts'])
+        self._logit_adjustment = logit_adjustment(config.loss, info['class_counts'])
         validate(config.augment)
 
     @classmethod
@@ -117,17 +118,17 @@ class ClassificationTask(Task):
     def views(self, name: str, batch: Batch) -> list[Batch]:
         return [{**batch, 'image': image} for image in VIEWS[name](batch['image'])]
 
-    def average_views(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+    def average(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """Logits whose softmax is the mean of the views' probabilities."""
         log_probabilities = jax.nn.log_softmax(outputs['logits'])
         return {'logits': jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(log_probabilities))}
 
     def loss(self, outputs: Logits, batch: Batch, train: bool) -> Array:
-        """Cross-entropy; while training, with the weights, focus and smoothing of `config.loss`."""
-        loss, target = self.config.loss, batch['target']
-        log_probabilities = jax.nn.log_softmax(outputs.astype(jnp.float32))
+        """Cross-entropy; while training, with the adjustment, weights, focus and smoothing of `config.loss`."""
+        loss, target, logits = self.config.loss, batch['target'], outputs.astype(jnp.float32)
         if not train:
-            return -(target * log_probabilities).sum(-1)
+            return -(target * jax.nn.log_softmax(logits)).sum(-1)
+        log_probabilities = jax.nn.log_softmax(logits + self._logit_adjustment)
         smoothed = (1.0 - loss.label_smoothing) * target + loss.label_smoothing / target.shape[-1]
         terms = -smoothed * log_probabilities
         if loss.focal_gamma:  # Lin et al. 2017, arXiv:1708.02002
@@ -206,11 +207,7 @@ def class_weights(loss: ConfigDict, counts: Sequence[int]) -> np.ndarray:
     Raises:
       DataError: where a class has no training examples to weigh.
     """
-    n = np.array(counts, np.float64)
-    if loss.class_weights != 'none' and not n.all():
-        raise DataError(
-            f'class number {int(np.argmin(n))} has no training images: set config.loss.class_weights to none'
-        )
+    n = _counted(counts, 'class_weights to none' if loss.class_weights != 'none' else None)
     kinds: Mapping[str, Callable[[], np.ndarray]] = {
         'none': lambda: np.ones_like(n),
         'inverse': lambda: 1.0 / n,
@@ -220,9 +217,43 @@ def class_weights(loss: ConfigDict, counts: Sequence[int]) -> np.ndarray:
     return (weights * n.sum() / (weights * n).sum()).astype(np.float32)
 
 
+def logit_adjustment(loss: ConfigDict, counts: Sequence[int]) -> np.ndarray:
+    """float32 [classes], added to logits in training: `config.loss.logit_adjustment` times the log of class frequency.
+
+    At 1.0 the logits learn what speaks for a class beside its frequency, which is best for balanced accuracy, and no
+    example is repeated or weighed for it: Menon et al. 2021, arXiv:2007.07314. Smoothed labels would undo it: a share
+    of every label goes to classes far rarer than that.
+
+    Raises:
+      DataError: where a class has no training examples.
+      UsageError: where labels are smoothed as well.
+    """
+    if not loss.logit_adjustment:
+        return np.zeros(len(counts), np.float32)
+    if loss.label_smoothing:
+        raise UsageError('config.loss.logit_adjustment and label_smoothing contradict each other: set one of them to 0')
+    n = _counted(counts, 'logit_adjustment to 0')
+    return (loss.logit_adjustment * np.log(n / n.sum())).astype(np.float32)
+
+
+def _counted(counts: Sequence[int], remedy: str | None) -> np.ndarray:
+    """The counts as float64; with a `remedy`, no class may be without examples."""
+    if remedy and not all(counts):
+        raise DataError(f'class number {int(np.argmin(counts))} has no training images: set config.loss.{remedy}')
+    return np.array(counts, np.float64)
+
+
 def classification_loss() -> ConfigDict:
     """The defaults of `config.loss` for classifiers."""
-    return ConfigDict({'class_weights': 'none', 'beta': 0.999, 'focal_gamma': 0.0, 'label_smoothing': 0.0})
+    return ConfigDict(
+        {
+            'class_weights': 'none',
+            'beta': 0.999,
+            'logit_adjustment': 0.0,
+            'focal_gamma': 0.0,
+            'label_smoothing': 0.0,
+        }
+    )
 
 
 def image_dataset(name: str, image_size: tuple[int, int], **values: Any) -> ConfigDict:

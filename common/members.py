@@ -40,12 +40,19 @@ class Members:
         groups = task.members(split) if self.by_group else None
         return groups if groups is not None else [np.arange(len(split), dtype=np.int32)] * len(self.seeds)
 
-    def combine(self, parts: Sequence[Predictions], rows: Sequence[np.ndarray]) -> Predictions:
-        """One prediction an example: the responsible member's, or the mean over seeds."""
+    def combine(self, task: Task, parts: Sequence[Predictions], rows: Sequence[np.ndarray]) -> Predictions:
+        """One prediction an example: the responsible member's, or the average over seeds."""
         if not self.by_group:
-            return {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
+            return average(task, parts)
         place = np.argsort(np.concatenate(rows), kind='stable')
         return {name: np.concatenate([part[name] for part in parts])[place] for name in parts[0]}
+
+
+def average(task: Task, said: Sequence[Predictions]) -> Predictions:
+    """What several models say together: the average as the task takes it, and the mean of their losses."""
+    stacked = {name: np.stack([one[name] for one in said]) for name in said[0]}
+    loss = {'loss': stacked.pop('loss').mean(0)} if 'loss' in stacked else {}
+    return {name: np.asarray(output) for name, output in task.average(stacked).items()} | loss
 
 
 def members_of(config: ConfigDict, groups: int | None) -> Members:

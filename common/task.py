@@ -84,7 +84,7 @@ class Task(abc.ABC):
         del batch
         raise UsageError(f'--views={name}: the task {self.config.task!r} has no views')
 
-    def average_views(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+    def average(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """What `outputs` gave for each view, or each of several runs, [views, batch, ...], as one [batch, ...]."""
         return {name: output.mean(0) for name, output in outputs.items()}
 

@@ -19,7 +19,6 @@ from common.benchmark.machine import machine
 from common.benchmark.measure import Peers, against_peers, own_rows, profile, scaling_rows, start_rows
 from common.benchmark.tables import as_text
 from common.errors import UsageError
-from common.task import task_class
 from common.training.setup import make_training
 from experiments import launch
 
@@ -49,10 +48,7 @@ def main() -> None:
         raise UsageError(f'--measure: there is no {", ".join(sorted(unknown))}; choose from {", ".join(PARTS)}')
     runtime.start()
     jax.config.update('jax_enable_compilation_cache', False)  # a compile time is to be the time of a compile
-    task = task_class(config.task)
-    raw_dir = config.dataset.raw_dir
-    if raw_dir or not task.is_prepared(config, data_dir):
-        print(task.prepare(config, pathlib.Path(raw_dir) if raw_dir else None, data_dir, skip_bad=False))
+    launch.prepare_if_needed(config, data_dir)
     results: dict[str, Any] = {'machine': machine(), 'rows': [], 'ratios': []}
     rows, repeats = results['rows'], _REPEATS.value
     for number, (devices, batch_size) in enumerate(itertools.product(*_sizes(config.batch_size))):

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from common.errors import UsageError, UserError
 from common.runtime import default_data_dir
+from common.task import task_class
 
 DATA_DIR_HELP = 'Folder of prepared data sets. Default: $TRIPTYCH_DATA, else ~/.cache/triptych/data.'
 
@@ -28,6 +29,16 @@ def define_config() -> flags.FlagHolder:
 def data_dir(flag: flags.FlagHolder[str | None], otherwise: str | None = None) -> pathlib.Path:
     """The folder that a --data_dir flag names, or the one that a run used, or the default."""
     return pathlib.Path(flag.value or otherwise or default_data_dir()).expanduser()
+
+
+def prepare_if_needed(config: ConfigDict, data_dir: pathlib.Path) -> None:
+    """Prepares the config's data set where it is not, or where `config.dataset.raw_dir` names raw files.
+
+    Prepared from the same files before, it is left as it is.
+    """
+    task, raw_dir = task_class(config.task), config.dataset.raw_dir
+    if raw_dir or not task.is_prepared(config, data_dir):
+        print(task.prepare(config, pathlib.Path(raw_dir) if raw_dir else None, data_dir, skip_bad=False))
 
 
 def run(main: Callable[[], int | None]) -> None:

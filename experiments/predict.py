@@ -10,7 +10,8 @@ from absl import flags
 
 from common import runtime
 from common.errors import DataError
-from common.evaluation.predict import average, predict, restore_all
+from common.evaluation.predict import predict, restore_all
+from common.members import average
 from experiments import launch
 
 _WORKDIR = flags.DEFINE_list('workdir', None, 'Folder of the run, or of several to average.', required=True)
@@ -31,8 +32,9 @@ def main() -> None:
     workdirs, output = [pathlib.Path(workdir) for workdir in _WORKDIR.value], pathlib.Path(_OUTPUT.value)
     runs = restore_all(workdirs, _CHECKPOINT.value)
     splits = [run.task.read_inputs(paths) for run in runs]  # each as its own model wants it
-    said = average(runs, [predict(run, split) for run, split in zip(runs, splits, strict=True)])
-    runs[0].task.write_predictions(said, splits[0], output)
+    said = [predict(run, split) for run, split in zip(runs, splits, strict=True)]
+    task = runs[0].task
+    task.write_predictions(average(task, said) if len(said) > 1 else said[0], splits[0], output)
     print(f'{len(splits[0])} predictions: {output}')
 
 

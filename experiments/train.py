@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from common import runtime
 from common.history import read_history
 from common.lazy import lazy
-from common.task import task_class
 from common.training.loop import train
 from common.training.setup import make_training
 from common.training.start import begin
@@ -32,10 +31,7 @@ _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other processes
 def main() -> None:
     config, workdir, data_dir = _CONFIG.value, pathlib.Path(_WORKDIR.value), launch.data_dir(_DATA_DIR)
     runtime.start(_DISTRIBUTED.value)
-    task = task_class(config.task)
-    raw_dir = config.dataset.raw_dir
-    if raw_dir or not task.is_prepared(config, data_dir):  # prepared from the same files, it is left as it is
-        print(task.prepare(config, pathlib.Path(raw_dir) if raw_dir else None, data_dir, skip_bad=False))
+    launch.prepare_if_needed(config, data_dir)
     training = make_training(config, data_dir, _DEVICES.value)
     print(f'data: {training.transport_choice}')
     state, progress, checkpoints, how = begin(training, workdir, data_dir)

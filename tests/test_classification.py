@@ -8,7 +8,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import log_loss
 
-from common.classification import class_weights, classification_loss, pixel_statistics
+from common.classification import class_weights, classification_loss, logit_adjustment, pixel_statistics
 from common.data.dataset import Dataset, Split
 from common.errors import DataError, UsageError
 from lesion.configs import demo
@@ -61,9 +61,23 @@ def test_class_weights_scale_examples_of_their_class():
     np.testing.assert_allclose(losses(class_weights='inverse'), weights[LABELS] * losses(), rtol=1e-6)
 
 
+def test_logit_adjustment_takes_the_frequency_of_classes_out_of_the_logits():
+    adjusted = LOGITS.astype(np.float64) + 0.5 * np.log(np.array(COUNTS) / 100)
+    np.testing.assert_allclose(losses(logit_adjustment=0.5), -of_label(log_softmax(adjusted, -1)), rtol=1e-5)
+    loss = classification_loss()
+    np.testing.assert_array_equal(logit_adjustment(loss, [3, 0]), [0, 0])
+    loss.logit_adjustment = 1.0
+    with pytest.raises(DataError, match=r'class number 1 has no training images: set config\.loss\.logit_adjustment'):
+        logit_adjustment(loss, [3, 0])
+    loss.label_smoothing = 0.1
+    with pytest.raises(UsageError, match='contradict each other'):
+        logit_adjustment(loss, [3, 1])
+
+
 def test_evaluation_is_plain_cross_entropy_whatever_training_minimises():
     everything = {'class_weights': 'inverse', 'focal_gamma': 2.0, 'label_smoothing': 0.2}
     np.testing.assert_allclose(losses(train=False, **everything), losses(), rtol=1e-6)
+    np.testing.assert_allclose(losses(train=False, logit_adjustment=1.0), losses(), rtol=1e-6)
 
 
 @pytest.mark.parametrize('kind', ['none', 'inverse', 'effective'])

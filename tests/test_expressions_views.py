@@ -14,6 +14,7 @@ from common.data.dataset import Split
 from common.evaluation.predict import predict
 from common.evaluation.restore import restore
 from common.evaluation.views import CROP, VIEWS, dihedral, flip, ten_crop
+from common.members import Members
 from common.task import Task
 from tests.conftest import Trained, run_script
 
@@ -77,9 +78,21 @@ def test_views_of_an_image_do_not_depend_on_its_batch(name: str) -> None:
 
 def test_the_average_is_that_of_probabilities() -> None:
     logits = RANDOM.normal(0, 5, (10, 3, 7)).astype(np.float32)
-    averaged = ClassificationTask.average_views(None, {'logits': logits})['logits']  # type: ignore[arg-type]
+    averaged = ClassificationTask.average(None, {'logits': logits})['logits']  # type: ignore[arg-type]
     np.testing.assert_allclose(softmax(averaged, -1), softmax(logits, -1).mean(0), atol=1e-6)
     np.testing.assert_allclose(logsumexp(averaged, axis=-1), 0, atol=1e-5)
+
+
+def test_members_of_an_ensemble_are_averaged_as_views_and_runs_are() -> None:
+    logits, loss = RANDOM.normal(0, 5, (2, 6, 7)).astype(np.float32), RANDOM.random((2, 6)).astype(np.float32)
+
+    class Average:
+        average = ClassificationTask.average
+
+    said = [{'logits': one, 'loss': of_one} for one, of_one in zip(logits, loss, strict=True)]
+    together = Members([0, 1], by_group=False).combine(Average(), said, [np.arange(6)] * 2)  # type: ignore[arg-type]
+    np.testing.assert_allclose(softmax(together['logits'], -1), softmax(logits, -1).mean(0), atol=1e-6)
+    np.testing.assert_allclose(together['loss'], loss.mean(0), rtol=1e-6)
 
 
 def test_without_views_of_its_own_a_task_refuses_them(trained: Trained) -> None:

@@ -151,7 +151,7 @@ def masked(training: Training, mask: np.ndarray, fill: float):
     columns['x'][mask == 0] = fill
     columns['target'][mask == 0] = -fill
     split = Split(name='train', columns=columns, records=pd.DataFrame({'row': rows}))
-    transport = Transport(split, {}, training.parallel, resident=False)
+    transport = Transport(split, {}, training.parallel, 'streaming')
     batch = training.parallel.put(transport.host_batch(rows[None], mask[None]))
     state, metrics = training.train_step(training.init_state(), transport.shared, batch)
     return jax.tree.map(np.asarray, state.params), metrics
@@ -187,7 +187,7 @@ def test_evaluation_gives_every_example_once_whatever_the_batch(toy_data, device
     assert len(split) == 41
     parallel = DataParallel(jax.devices()[:devices])
     evaluate = Evaluator(training.task, training.model, parallel)
-    transport = Transport(split, {}, parallel, resident=batch_size == 7)
+    transport = Transport(split, {}, parallel, 'resident' if batch_size == 7 else 'streaming')
     [said] = evaluate(state.variables, transport, [np.arange(41)], batch_size)
     expected = training.model.apply(state.variables, split.columns['x'], train=False)
     np.testing.assert_allclose(said['value'], expected, rtol=1e-5, atol=1e-6)

@@ -8,7 +8,7 @@ from jax import lax
 
 from common.data.dataset import Split
 from common.data.order import Order
-from common.data.transport import Transport, complete, is_resident
+from common.data.transport import Choice, Transport, choose_transport, complete
 from common.errors import UsageError
 from common.evaluation.evaluate import _Plan as EvaluationPlan
 from common.runtime import AXIS, DataParallel
@@ -45,12 +45,12 @@ def delivered(transport: Transport, plan, parallel: DataParallel) -> list[dict[s
 
 @pytest.mark.parametrize('devices', [1, 4])
 @pytest.mark.parametrize(
-    ('resident', 'in_parts', 'threads'),
-    [(True, False, 2), (True, True, 2), (False, False, 0), (False, False, 1), (False, False, 5)],
+    ('kind', 'threads'),
+    [('resident', 2), ('resident in parts', 2), ('streaming', 0), ('streaming', 1), ('streaming', 5)],
 )
-def test_batches_are_the_planned_rows_bit_for_bit(devices, resident, in_parts, threads):
+def test_batches_are_the_planned_rows_bit_for_bit(devices, kind, threads):
     parallel = DataParallel(jax.devices()[:devices])
-    transport = Transport(SPLIT, {}, parallel, resident=resident, in_parts=in_parts, threads=threads)
+    transport = Transport(SPLIT, {}, parallel, kind, threads)
     chunks = [(0, 3), (3, 3), (6, 1), (7, 3), (10, 1), (11, 3)]
     batches = delivered(transport, Dispatches(Orders, chunks), parallel)
     assert len(batches) == len(chunks)
@@ -65,11 +65,11 @@ def test_batches_are_the_planned_rows_bit_for_bit(devices, resident, in_parts, t
 
 
 @pytest.mark.parametrize('devices', [1, 4])
-@pytest.mark.parametrize('resident', [True, False])
+@pytest.mark.parametrize('kind', ['resident', 'streaming'])
 @pytest.mark.parametrize('batch_size', [4, 12, 40])
-def test_evaluation_covers_every_row_once(devices, resident, batch_size):
+def test_evaluation_covers_every_row_once(devices, kind, batch_size):
     parallel = DataParallel(jax.devices()[:devices])
-    transport = Transport(SPLIT, {}, parallel, resident=resident)
+    transport = Transport(SPLIT, {}, parallel, kind)
     batches = delivered(transport, EvaluationPlan([np.arange(37)], batch_size, devices), parallel)
     index, mask, label = (np.concatenate([b[name].ravel() for b in batches]) for name in ('index', 'mask', 'label'))
     np.testing.assert_array_equal(index[mask == 1], np.arange(37))
@@ -85,7 +85,7 @@ def test_a_batch_must_divide_over_the_devices():
 
 
 def test_in_parts_no_device_keeps_more_than_its_share():
-    transport = Transport(SPLIT, {}, DataParallel(), resident=True, in_parts=True)
+    transport = Transport(SPLIT, {}, DataParallel(), 'resident in parts')
     for name, column in SPLIT.columns.items():
         kept = transport.shared['parts'][name].addressable_shards
         assert [shard.data.shape for shard in kept] == [(1, 10, *column.shape[1:])] * 4
@@ -94,15 +94,14 @@ def test_in_parts_no_device_keeps_more_than_its_share():
 def test_auto_is_resident_where_the_data_fit_and_says_so(monkeypatch):
     monkeypatch.setattr('common.data.transport.room_for_data', lambda device, count: 10 * 2**20)
     parallel, mebibyte = DataParallel(), 2**20
-    assert is_resident('auto', 10 * mebibyte, parallel) == (True, 'resident, 10 MiB fit into 10 MiB')
-    in_parts = 'resident in parts on 4 devices'
-    assert is_resident('auto', 40 * mebibyte, parallel) == (True, f'{in_parts}, 40 MiB fit into 10 MiB each')
-    assert is_resident('resident', 41 * mebibyte, parallel) == (True, f'{in_parts}, as config.data.transport says')
-    alone = DataParallel(jax.devices()[:1])
-    assert is_resident('resident', 41 * mebibyte, alone) == (True, 'resident, as config.data.transport says')
-    words = 'streaming, 1,024 MiB do not fit into 10 MiB on each device'
-    assert (
-        is_resident('auto', 1024 * mebibyte, parallel) == is_resident('auto', 1024 * mebibyte, alone) == (False, words)
-    )
+    alone, asked = DataParallel(jax.devices()[:1]), 'as config.data.transport says'
+    assert choose_transport('auto', 10 * mebibyte, parallel) == Choice('resident', '10 MiB fit into 10 MiB')
+    shared = choose_transport('auto', 40 * mebibyte, parallel)
+    assert str(shared) == 'resident in parts, 40 MiB fit into 10 MiB on each of 4 devices'
+    assert choose_transport('resident', 41 * mebibyte, parallel) == Choice('resident in parts', asked)
+    assert choose_transport('resident', 41 * mebibyte, alone) == Choice('resident', asked)
+    too_large = Choice('streaming', '1,024 MiB do not fit into 10 MiB on each device')
+    assert choose_transport('auto', 1024 * mebibyte, parallel) == too_large
+    assert choose_transport('auto', 1024 * mebibyte, alone) == too_large
     with pytest.raises(UsageError, match=r"config\.data\.transport is 'fast'; it may be resident, streaming, auto"):
-        is_resident('fast', 0, parallel)
+        choose_transport('fast', 0, parallel)

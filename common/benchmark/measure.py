@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from common.benchmark.machine import device_memory, host_memory
 from common.benchmark.peak import datasheet_peak, measured_peak
 from common.benchmark.peers import Peer, PeerUnavailableError, dtype
-from common.benchmark.program import Program, reconfigured, streamed, transport_of, with_examples, with_members
+from common.benchmark.program import Program, reconfigured, streamed, with_examples, with_members
 from common.benchmark.rates import Contestant, Row, bottleneck, ratio, spread, take_turns, trial
 from common.benchmark.startup import first_step
 from common.flops import flops
@@ -28,9 +28,9 @@ type Peers = Mapping[str, tuple[pathlib.Path, str]]  # by name: script and inter
 
 def own_rows(training: Training, repeats: int) -> list[Row]:
     """Loader, step and end to end over every transport that fits, all in turns; the step's row holds the costs."""
-    both = training.config.data.transport == 'auto' and transport_of(training) != 'streaming'
+    both = training.config.data.transport == 'auto' and training.transport_choice.kind != 'streaming'
     trainings = [streamed(training), training] if both else [training]
-    programs = {transport_of(one): Program(one) for one in trainings}
+    programs = {one.transport_choice.kind: Program(one) for one in trainings}
     contestants = {
         (name, kind): contestant
         for name, program in programs.items()
@@ -86,7 +86,7 @@ def profile(training: Training, directory: pathlib.Path) -> None:
 
 def scaling_rows(training: Training, repeats: int) -> list[Row]:
     """End to end on parts of the data set, and the step of some of the models that are trained together."""
-    transport, models = transport_of(training), training.members.count or 1
+    transport, models = training.transport_choice.kind, training.members.count or 1
     sized = {part: with_examples(training, part) for part in PARTS}
     rates = take_turns({part: Program(smaller).contestants()['end to end'] for part, smaller in sized.items()}, repeats)
     rows = [
@@ -101,7 +101,7 @@ def scaling_rows(training: Training, repeats: int) -> list[Row]:
 
 def start_rows(training: Training, train: Sequence[str]) -> list[Row]:
     """Seconds from the start of `train`, the command of such a training, to the end of its first step."""
-    transport = transport_of(training)
+    transport = training.transport_choice.kind
     return [
         _row(training, transport, f'first step, {cache} compile cache', [seconds]) | {'unit': 's'}
         for cache, seconds in first_step(train).items()

@@ -12,6 +12,7 @@ import numpy as np
 
 from common.benchmark.rates import Contestant
 from common.data.dataset import Split
+from common.data.transport import Choice
 from common.members import Members
 from common.training.plan import TrainingPlan
 from common.training.setup import Training, num_parameters
@@ -34,7 +35,7 @@ class Program:
 
     def __init__(self, training: Training):
         self.training = training
-        self.transport = transport_of(training)
+        self.transport = training.transport_choice.kind
         self.steps = training.config.steps_per_dispatch
         models = training.members.count or 1
         self.examples = self.steps * training.plan.batch_size * models
@@ -92,11 +93,6 @@ class Program:
         return time.perf_counter() - begin
 
 
-def transport_of(training: Training) -> str:
-    """'streaming', or how it is resident, without the reason."""
-    return training.transport_choice.split(',')[0]
-
-
 def _mapped(split: Split) -> list[np.memmap]:
     return [column for column in split.columns.values() if isinstance(column, np.memmap)]
 
@@ -123,7 +119,7 @@ def reconfigured(training: Training, values: Mapping[str, Any]) -> Training:
 
 def streamed(training: Training) -> Training:
     """The same training over the streaming transport."""
-    return dataclasses.replace(training, transport_choice='streaming, for the benchmark')
+    return dataclasses.replace(training, transport_choice=Choice('streaming', 'for the benchmark'))
 
 
 def with_examples(training: Training, stride: int) -> Training:

@@ -14,7 +14,7 @@ and the devices hand one another the rows. In all, the device ends with the same
 import collections
 import os
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import grain
 import jax
@@ -38,6 +38,19 @@ class Plan(Protocol):
     def __getitem__(self, item: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
+Kind = Literal['streaming', 'resident', 'resident in parts']
+
+
+class Choice(NamedTuple):
+    """A transport and, in words, why it was chosen."""
+
+    kind: Kind
+    why: str
+
+    def __str__(self) -> str:
+        return f'{self.kind}, {self.why}'
+
+
 class Transport:
     """A split on its way to the devices.
 
@@ -51,15 +64,14 @@ class Transport:
         split: Split,
         tables: Mapping[str, np.ndarray],
         parallel: DataParallel,
-        *,
-        resident: bool,
-        in_parts: bool = False,
+        kind: Kind,
         threads: int = 2,
     ):
-        self._streamed = {} if resident else dict(split.columns)
+        self._streamed = dict(split.columns) if kind == 'streaming' else {}
         self._parallel, self._threads = parallel, threads
-        columns = dict(split.columns) if resident and not in_parts else {}
-        parts = {name: parallel.parted(column) for name, column in split.columns.items()} if in_parts else {}
+        columns = dict(split.columns) if kind == 'resident' else {}
+        in_parts = split.columns if kind == 'resident in parts' else {}
+        parts = {name: parallel.parted(column) for name, column in in_parts.items()}
         replicated = parallel.replicate({'columns': columns, 'tables': dict(tables)})
         self.shared: Tree = {**replicated, 'parts': parallel.put(parts)}
 
@@ -97,21 +109,25 @@ def _from_parts(part: Array, index: Array) -> Array:
     return lax.psum_scatter(sent, AXIS).view(part.dtype)
 
 
-def is_resident(transport: str, num_bytes: int, parallel: DataParallel) -> tuple[bool, str]:
-    """What `config.data.transport` means for a data set of `num_bytes`, and why, in words.
+def choose_transport(transport: str, num_bytes: int, parallel: DataParallel) -> Choice:
+    """What `config.data.transport` means for a data set of `num_bytes`.
 
     'auto' chooses resident where the data take at most half of one device's memory, or of every device's in parts;
     on CPU devices, which share the host's, at most a quarter of it together.
     """
     limit, devices = room_for_data(parallel.devices[0], len(parallel)), len(parallel)
     size, room = f'{num_bytes / 2**20:,.0f} MiB', f'{limit / 2**20:,.0f} MiB'
-    whole, in_parts = num_bytes <= limit, num_bytes <= limit * devices
-    resident = 'resident' if whole or devices == 1 else f'resident in parts on {devices} devices'
-    fits = f'{resident}, {size} fit into {room}' + ('' if whole else ' each')
-    choices: dict[str, tuple[bool, str]] = {
-        'resident': (True, f'{resident}, as config.data.transport says'),
-        'streaming': (False, 'streaming, as config.data.transport says'),
-        'auto': (True, fits) if in_parts else (False, f'streaming, {size} do not fit into {room} on each device'),
+    whole = num_bytes <= limit
+    resident: Kind = 'resident' if whole or devices == 1 else 'resident in parts'
+    where = f'fit into {room}' if whole else f'fit into {room} on each of {devices} devices'
+    fits = num_bytes <= limit * devices
+    asked = 'as config.data.transport says'
+    choices = {
+        'resident': Choice(resident, asked),
+        'streaming': Choice('streaming', asked),
+        'auto': Choice(resident, f'{size} {where}')
+        if fits
+        else Choice('streaming', f'{size} do not fit into {room} on each device'),
     }
     return choose(choices, transport, 'data.transport')
 

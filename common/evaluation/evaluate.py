@@ -106,7 +106,7 @@ def _per_device(task: Task, model: Any, members: int | None, labelled: bool, vie
         if not views:
             return see(variables, shared['tables'], batch)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *task.views(views, batch))
-        return task.average_views(lax.map(lambda view: see(variables, shared['tables'], view), stacked))
+        return task.average(lax.map(lambda view: see(variables, shared['tables'], view), stacked))
 
     def call(variables: Tree, shared: Tree, batch: Batch) -> dict[str, Array]:
         batch = jax.tree.map(lambda x: x.reshape(members or 1, -1, *x.shape[2:]), batch)

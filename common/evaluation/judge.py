@@ -10,11 +10,12 @@ import numpy as np
 
 from common.data.dataset import Dataset, Split
 from common.errors import DataError, UsageError
-from common.evaluation.predict import average, explain, predict, restore_all
+from common.evaluation.predict import explain, predict, restore_all
 from common.evaluation.report.page import Page, write_page
 from common.evaluation.report.run import averaged_section, run_section
 from common.evaluation.restore import Run
 from common.findings import Evidence, Report, Section
+from common.members import average
 from common.types import Predictions
 
 CALIBRATION = 'validation'
@@ -108,7 +109,7 @@ class _Panel:
             predict(run, dataset.splits[split], dataset.tables, self._batch_size, views)
             for run, dataset in zip(self.runs, self._datasets, strict=True)
         ]
-        return average(self.runs, said)
+        return average(self.runs[0].task, said) if len(said) > 1 else said[0]
 
     def _explain(self, rows: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
         return [

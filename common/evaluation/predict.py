@@ -1,5 +1,6 @@
 """What a run, or several runs together, say of examples, and what in the image made them say it."""
 
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -50,23 +51,21 @@ def predict(
     views: str | None = None,
 ) -> Predictions:
     """What the run's model, or all members together, say of every example of `split`, in its order."""
-    parallel = DataParallel()
+    parallel, evaluator, variables = _evaluator(run, views)
     config, members = run.record.config, run.members
-    transport = Transport(split, tables or {}, parallel, resident=False, threads=config.data.threads)
+    transport = Transport(split, tables or {}, parallel, 'streaming', threads=config.data.threads)
     rows = members.rows(run.task, split)
-    evaluator = Evaluator(run.task, run.model, parallel, members=members.count, views=views)
     labelled = 'label' in split.columns or 'target' in split.columns
-    variables = parallel.replicate(run.variables)
     parts = evaluator(variables, transport, rows, batch_size or config.batch_size, labelled=labelled)
-    return members.combine(parts, rows) if members.count else parts[0]
+    return members.combine(run.task, parts, rows) if members.count else parts[0]
 
 
-def average(runs: Sequence[Run], said: Sequence[Predictions]) -> Predictions:
-    """What the runs say together: a single run's own words, or the average as the task takes it over views."""
-    if len(said) == 1:
-        return said[0]
-    stacked = {name: np.stack([one[name] for one in said]) for name in said[0] if name != 'loss'}
-    return {name: np.asarray(output) for name, output in runs[0].task.average_views(stacked).items()}
+@functools.lru_cache(maxsize=4)
+def _evaluator(run: Run, views: str | None) -> tuple[DataParallel, Evaluator, Tree]:
+    """Kept for the next split, so that the program is compiled once and the weights are on the devices once."""
+    parallel = DataParallel()
+    evaluator = Evaluator(run.task, run.model, parallel, members=run.members.count, views=views)
+    return parallel, evaluator, parallel.replicate(run.variables)
 
 
 def explain(

@@ -22,7 +22,7 @@ from common.task import Task, task_class
 from common.types import Tree
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """A restored run; `variables` is what `model.apply` takes, stacked over members where there are several."""
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from common.config import check, number_of_steps
 from common.data.dataset import Dataset, Split
-from common.data.transport import Transport, is_resident
+from common.data.transport import Choice, Transport, choose_transport
 from common.errors import UsageError
 from common.evaluation.evaluate import Evaluator
 from common.evaluation.restore import example_inputs
@@ -45,7 +45,7 @@ class Training:
     parallel: DataParallel
     plan: TrainingPlan
     total_steps: int
-    transport_choice: str
+    transport_choice: Choice
 
     def __post_init__(self) -> None:
         self.schedule = make_schedule(self.config, self.total_steps, self.to_steps)
@@ -82,8 +82,10 @@ class Training:
         """On a CPU, the way of every convolution that has a choice, by its shape; checked, here or earlier."""
         if jax.default_backend() != 'cpu':
             return {}
+        rows = self.config.batch_size // len(self.parallel)
         with recorded() as layers:
-            self._abstract(self.config.batch_size // len(self.parallel) // self.config.accumulate_steps)
+            for batch in {rows, rows // self.config.accumulate_steps}:  # evaluation does not accumulate
+                self._abstract(batch)
         return check_convolutions(layers, compile_cache())
 
     @functools.cached_property
@@ -105,8 +107,7 @@ class Training:
                 self.dataset.splits[split],
                 self.dataset.tables,
                 self.parallel,
-                resident=self.transport_choice.startswith('resident'),
-                in_parts=self.transport_choice.startswith('resident in parts'),
+                self.transport_choice.kind,
                 threads=self.config.data.threads,
             )
         return self._transports[split]
@@ -144,7 +145,7 @@ class Training:
         """What the model, or all members together, say of a split, in its order."""
         rows = self.members.rows(self.task, self.dataset.splits[split])
         parts = self.evaluator(state.variables, self.transport(split), rows, self.config.batch_size)
-        return self.members.combine(parts, rows) if self.members.count else parts[0]
+        return self.members.combine(self.task, parts, rows) if self.members.count else parts[0]
 
 
 def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) -> Training:
@@ -174,7 +175,7 @@ def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) 
         parallel=parallel,
         plan=plan,
         total_steps=total,
-        transport_choice=is_resident(config.data.transport, _num_bytes(dataset), parallel)[1],
+        transport_choice=choose_transport(config.data.transport, _num_bytes(dataset), parallel),
     )
     if not config.steps_per_dispatch:
         boundary = max(training.to_steps(config.evaluate_every), 1)

@@ -80,7 +80,7 @@ def _record(training: Training, data_dir: pathlib.Path, match: Match | None) -> 
         groups=members.count if members.by_group else None,
         data_dir=str(data_dir.absolute()),
         environment=environment()
-        | {'transport': training.transport_choice, 'convolutions': training.convolutions}
+        | {'transport': str(training.transport_choice), 'convolutions': training.convolutions}
         | started,
     )
 
