@@ -11,14 +11,21 @@ from typing import NamedTuple
 
 
 class Layer(NamedTuple):
-    """A convolution for which there is a choice: 3x3, stride 1, SAME padding, `[batch, height, width, channels]`."""
+    """A convolution for which there is a choice: SAME padding, `[batch, height, width, channels]`."""
 
     x_shape: tuple[int, ...]
     w_shape: tuple[int, ...]
     dtype: str
+    stride: int = 1
+
+    @property
+    def groups(self) -> int:
+        """1, or for a depthwise convolution the number of channels."""
+        return self.x_shape[-1] // self.w_shape[2]
 
     def __str__(self) -> str:
-        return f'{"x".join(map(str, self.x_shape))} * {"x".join(map(str, self.w_shape))} {self.dtype}'
+        by = f' / {self.stride}' if self.stride > 1 else ''
+        return f'{"x".join(map(str, self.x_shape))} * {"x".join(map(str, self.w_shape))}{by} {self.dtype}'
 
 
 _recording: contextvars.ContextVar[dict[Layer, str] | None] = contextvars.ContextVar('recording', default=None)

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from common.nn import bfloat16, depthwise, few_channels, pointwise, winograd
-from common.nn.choices import Layer, way_of
-from common.nn.chunks import at_least_float32
+from common.nn.convolutions import bfloat16, depthwise, few_channels, pointwise, winograd
+from common.nn.convolutions.choices import Layer, way_of
+from common.nn.convolutions.chunks import at_least_float32
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -92,12 +92,9 @@ def choose(
     Returns:
         'direct', or a key of `WAYS` or `OWN` that was measured to be faster.
     """
-    arguments = (x_shape, w_shape, strides, padding, dilation, groups, dtype)
-    for way, applies in (('depthwise', _is_depthwise), ('pointwise', _is_pointwise)):
-        if applies(*arguments):
-            return way
-    if not _is_plain_3x3(*arguments):
-        return 'direct'
+    kind = _kind(x_shape, w_shape, strides, padding, dilation, groups, dtype)
+    if kind != '3x3':
+        return kind or 'direct'  # the other kinds have one way each, of their own name
     batch, height, width, channels_in = x_shape
     if channels_in <= few_channels.MOST:
         return 'shifted' if channels_in == 1 else 'im2col_weight_gradient'
@@ -145,23 +142,22 @@ def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
         dilation = rhs_dilation or (1,) * (lhs.ndim - 2)
         arguments = (lhs.shape, rhs.shape, window_strides, padding, dilation, feature_group_count, lhs.dtype)
         numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-        if (
-            any(applies(*arguments) for applies in (_is_plain_3x3, _is_depthwise, _is_pointwise))
-            and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, DIMENSIONS)
-            and set(lhs_dilation or (1,)) == {1}
-            and lhs.dtype == rhs.dtype
-            and precision is None
+        kind = _kind(*arguments)
+        if kind and (
+            numbers != lax.conv_dimension_numbers(lhs.shape, rhs.shape, DIMENSIONS)
+            or set(lhs_dilation or (1,)) != {1}
+            or lhs.dtype != rhs.dtype
+            or precision is not None
         ):
-            if not _is_plain_3x3(*arguments):
-                way = choose(*arguments)  # what is left has one way of its own
-                if path in ('auto', way):
-                    return OWN[way](lhs, rhs, window_strides)
-            else:
-                layer = Layer(lhs.shape, rhs.shape, lhs.dtype.name)
-                narrow = bfloat16.available()
-                way = path if path != 'auto' else way_of(layer, lambda: choose(*arguments, bfloat16_products=narrow))
-                if way in WAYS and lhs.shape[-1] <= WAYS[way].most_channels_in:
-                    return _convolve(lhs, rhs, way)
+            kind = None
+        if kind:
+            layer = Layer(lhs.shape, rhs.shape, lhs.dtype.name, window_strides[0])
+            narrow = bfloat16.available()
+            way = path if path != 'auto' else way_of(layer, lambda: choose(*arguments, bfloat16_products=narrow))
+            if way == kind:
+                return OWN[way](lhs, rhs, window_strides)
+            if kind == '3x3' and way in WAYS and lhs.shape[-1] <= WAYS[way].most_channels_in:
+                return _convolve(lhs, rhs, way)
         dtype = lhs.dtype
         if path in ('auto', 'bfloat16') and dtype == jnp.bfloat16 and bfloat16.available():
             # As XLA does where it is not told otherwise; and where it is, this keeps to the region that is right.
@@ -182,7 +178,7 @@ def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
     return conv_general_dilated
 
 
-def _is_plain_3x3(
+def _kind(
     x_shape: Sequence[int],
     w_shape: Sequence[int],
     strides: Sequence[int],
@@ -190,49 +186,21 @@ def _is_plain_3x3(
     dilation: Sequence[int],
     groups: int,
     dtype: Any,
-) -> bool:
-    same = (
-        padding.upper() in ('SAME', 'SAME_LOWER')
-        if isinstance(padding, str)
-        else ([tuple(pair) for pair in padding] == [(1, 1), (1, 1)])
-    )
-    plain = _is_plain(x_shape, w_shape, dilation, dtype) and groups == 1 and set(strides) == {1}
-    return same and plain and tuple(w_shape[:2]) == (3, 3)
-
-
-def _is_pointwise(
-    x_shape: Sequence[int],
-    w_shape: Sequence[int],
-    strides: Sequence[int],
-    padding: Padding,
-    dilation: Sequence[int],
-    groups: int,
-    dtype: Any,
-) -> bool:
-    plain = _is_plain(x_shape, w_shape, dilation, dtype) and groups == 1 and set(strides) == {1}
-    return plain and padding in ('SAME', 'VALID') and tuple(w_shape[:2]) == (1, 1)
-
-
-def _is_depthwise(
-    x_shape: Sequence[int],
-    w_shape: Sequence[int],
-    strides: Sequence[int],
-    padding: Padding,
-    dilation: Sequence[int],
-    groups: int,
-    dtype: Any,
-) -> bool:
-    plain = _is_plain(x_shape, w_shape, dilation, dtype) and groups == x_shape[-1] == w_shape[-1] > 1
-    return plain and padding == 'SAME' and w_shape[0] == w_shape[1] and w_shape[0] % 2 == 1 and len(set(strides)) == 1
-
-
-def _is_plain(x_shape: Sequence[int], w_shape: Sequence[int], dilation: Sequence[int], dtype: Any) -> bool:
-    return (
-        len(x_shape) == 4
-        and set(dilation) == {1}
-        and 0 not in (*x_shape, *w_shape)
-        and jnp.issubdtype(dtype, jnp.floating)
-    )
+) -> str | None:
+    """'3x3', 'pointwise' or 'depthwise', the kinds that have fast ways; None for all others. Arguments as `choose`."""
+    plain = len(x_shape) == 4 and set(dilation) == {1} and 0 not in (*x_shape, *w_shape) and len(set(strides)) == 1
+    if not plain or not jnp.issubdtype(dtype, jnp.floating):
+        return None
+    height, width, *_, channels_out = w_shape
+    around = padding.upper() if isinstance(padding, str) else [tuple(pair) for pair in padding]
+    if groups == 1 and set(strides) == {1}:
+        if (height, width) == (3, 3) and around in ('SAME', 'SAME_LOWER', [(1, 1), (1, 1)]):
+            return '3x3'
+        if (height, width) == (1, 1) and around in ('SAME', 'SAME_LOWER', 'VALID', [(0, 0), (0, 0)]):
+            return 'pointwise'
+    if groups == x_shape[-1] == channels_out > 1 and height == width and height % 2 == 1 and around == 'SAME':
+        return 'depthwise'
+    return None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -5,7 +5,8 @@ import inspect
 import json
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +16,7 @@ import jaxlib.version
 import numpy as np
 from jax import lax
 
-from common.nn import bfloat16, chunks, conv, few_channels, winograd
+from common.nn import bfloat16, chunks, conv, depthwise, few_channels, pointwise, winograd
 from common.nn.choices import Layer, settle
 from common.processor import processor
 from common.runtime import compile_with
@@ -23,7 +24,7 @@ from common.runtime import compile_with
 # Relative L2 distance from the direct convolution in float32. Winograd rounds to 3e-6 there; a result in bfloat16,
 # to 2e-3. A wrong one is off by a tenth or more.
 TOLERANCE = {'float64': 1e-10, 'float32': 1e-4, 'bfloat16': 1e-2, 'float16': 1e-2}
-_MODULES: tuple[ModuleType, ...] = (bfloat16, chunks, conv, few_channels, winograd)
+_MODULES: tuple[ModuleType, ...] = (bfloat16, chunks, conv, depthwise, few_channels, pointwise, winograd)
 
 
 def check(layers: Mapping[Layer, str], cache: pathlib.Path) -> dict[str, str]:
@@ -63,13 +64,14 @@ def check(layers: Mapping[Layer, str], cache: pathlib.Path) -> dict[str, str]:
 def distance(layer: Layer, way: str) -> float:
     """The largest relative L2 distance of the fast result and both gradients from the direct ones; inf for NaN."""
     random = np.random.default_rng(0)
-    y_shape = (*layer.x_shape[:3], layer.w_shape[3])
+    size = [-(-length // layer.stride) for length in layer.x_shape[1:3]]
+    y_shape = (layer.x_shape[0], *size, layer.w_shape[3])
     drawn = [
         random.normal(size=shape).astype(jnp.dtype(layer.dtype)) for shape in (layer.x_shape, layer.w_shape, y_shape)
     ]
-    fast = _compiled(conv.convolution(way), drawn, with_options=True)(*drawn)
+    fast = _compiled(layer, way, drawn, with_options=True)(*drawn)
     wide = [array.astype(jnp.promote_types(array.dtype, jnp.float32)) for array in drawn]
-    plain = _compiled(conv.convolution('direct'), wide, with_options=False)(*wide)
+    plain = _compiled(layer, 'direct', wide, with_options=False)(*wide)
     worst = 0.0
     for one, other in zip(fast, plain, strict=True):
         one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
@@ -78,11 +80,18 @@ def distance(layer: Layer, way: str) -> float:
     return worst
 
 
-def _compiled(convolve: Callable[..., jax.Array], arrays: list[np.ndarray], *, with_options: bool) -> Any:
-    numbers = lax.conv_dimension_numbers(arrays[0].shape, arrays[1].shape, conv.DIMENSIONS)
+def _compiled(layer: Layer, way: str, arrays: list[np.ndarray], *, with_options: bool) -> Any:
+    numbers = lax.conv_dimension_numbers(layer.x_shape, layer.w_shape, conv.DIMENSIONS)
+    convolve = partial(
+        conv.convolution(way),
+        window_strides=(layer.stride, layer.stride),
+        padding='SAME',
+        dimension_numbers=numbers,
+        feature_group_count=layer.groups,
+    )
 
     def run(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
-        y, pull_back = jax.vjp(lambda x, w: convolve(x, w, (1, 1), 'SAME', dimension_numbers=numbers), x, w)
+        y, pull_back = jax.vjp(convolve, x, w)
         return y, *pull_back(g)
 
     lowered = jax.jit(run).lower(*arrays)
