@@ -21,14 +21,15 @@ from common.errors import DataError, UsageError
 from common.findings import Evidence, Report
 from common.task import Task
 from common.types import Array, Batch, Keys, Predictions, Tree
-from stocks import datasets, intervals
-from stocks.csv_files import History, Reader
-from stocks.forecast_metrics import price_errors, skill
+from stocks.data import datasets
+from stocks.data.csv_files import History, Reader
+from stocks.data.panel import feature_values, records_of
+from stocks.data.periods import walk_forward_dates
+from stocks.data.scaling import Scaler, TargetScaler, scaler_of, target_scaler
+from stocks.evaluation import intervals
+from stocks.evaluation.forecast_metrics import price_errors, skill
+from stocks.evaluation.report import forecast_report
 from stocks.models import Forecaster
-from stocks.panel import feature_values, records_of
-from stocks.periods import walk_forward_dates
-from stocks.report import forecast_report
-from stocks.scaling import Scaler, TargetScaler, scaler_of, target_scaler
 
 MEDIAN = 0.5
 
@@ -125,7 +126,7 @@ class Stocks(Task):
         }
 
     def report(self, evidence: Evidence) -> Report:
-        """Also writes tickers.csv; see `stocks.report`."""
+        """Also writes tickers.csv; see `stocks.evaluation.report`."""
         predictions, split, scores = evidence.predictions, evidence.split, None
         if evidence.calibration is not None:
             said, validation = evidence.calibration

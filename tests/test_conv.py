@@ -85,8 +85,8 @@ def test_every_way_is_exact_in_float64(float64, way, batch, height, width, chann
 
 @pytest.mark.parametrize(('way', 'batch'), [('winograd', 14), ('winograd', 67), ('shifted', 14), ('shifted', 67)])
 def test_a_batch_may_be_cut_into_any_chunks(float64, monkeypatch, way, batch):
-    monkeypatch.setattr('common.nn.winograd.TILES_PER_CHUNK', 4 * 7)
-    monkeypatch.setattr('common.nn.few_channels.PIXELS_PER_CHUNK', 7 * 7 * 7)
+    monkeypatch.setattr('common.nn.convolutions.winograd.TILES_PER_CHUNK', 4 * 7)
+    monkeypatch.setattr('common.nn.convolutions.few_channels.PIXELS_PER_CHUNK', 7 * 7 * 7)
     x, w, g = draw(1, (batch, 7, 7, 2), (3, 3, 2, 4), (batch, 7, 7, 4))
     expected = result_and_gradients(convolution('direct'), x, w, g)
     assert_close(result_and_gradients(convolution(way), x, w, g), expected, 1e-12)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from common.nn import depthwise, pointwise
 from common.nn.conv import DIMENSIONS, OWN, choose, convolution
+from common.nn.convolutions import depthwise, pointwise
 
 
 @pytest.fixture

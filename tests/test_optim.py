@@ -109,7 +109,7 @@ def test_gradients_are_clipped_to_the_global_norm():
     rule = optimizer(name='sgd', learning_rate=1.0, momentum=0.0, weight_decay=0.0, gradient_clip=2.0)
     gradients = {name: jnp.full_like(leaf, 3.0) for name, leaf in PARAMS.items()}  # 8 elements: norm 3 sqrt(8)
     updates, _ = rule.update(gradients, rule.init(PARAMS), PARAMS)
-    np.testing.assert_allclose(optax.global_norm(updates), 2.0, rtol=1e-6)
+    np.testing.assert_allclose(optax.tree.norm(updates), 2.0, rtol=1e-6)
     np.testing.assert_allclose(updates['bias'], -2.0 / math.sqrt(8), rtol=1e-6)
 
 

@@ -10,9 +10,10 @@ import pytest
 from jax import lax
 
 from common.config import load_run
-from common.nn import bfloat16, choices, conv, self_check
-from common.nn.choices import Layer, recorded, settle
+from common.nn import conv, self_check
 from common.nn.conv import DIMENSIONS, WAYS, convolution
+from common.nn.convolutions import bfloat16, choices
+from common.nn.convolutions.choices import Layer, recorded, settle
 from common.training.start import begin
 from tests.test_steps import lesion_training
 

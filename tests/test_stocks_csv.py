@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from common.errors import DataError, UsageError
-from stocks import datasets
 from stocks.configs import demo, prices
-from stocks.csv_files import FAULTS, Reader
+from stocks.data import datasets
+from stocks.data.csv_files import FAULTS, Reader
 
 YAHOO = """Date,Open,High,Low,Close,Adj Close,Volume
 2012-09-04,119.0,120.5,117.5,118.0,59.0,1000

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from stocks import intervals
-from stocks.forecast_metrics import (
+from stocks.evaluation import intervals
+from stocks.evaluation.forecast_metrics import (
     diebold_mariano,
     price_errors,
     rank_information_coefficient,

@@ -9,11 +9,11 @@ import pytest
 
 from common.data.transport import complete
 from common.errors import DataError, UsageError
-from stocks.baselines import LAGS, baseline_prices
 from stocks.configs import prices
-from stocks.csv_files import History
-from stocks.panel import build, feature_values
-from stocks.periods import split_periods, walk_forward_dates
+from stocks.data.csv_files import History
+from stocks.data.panel import build, feature_values
+from stocks.data.periods import split_periods, walk_forward_dates
+from stocks.evaluation.baselines import LAGS, baseline_prices
 from stocks.task import Stocks
 
 SETTINGS = [('price', 'minmax'), ('price', 'standard'), ('log_return', 'minmax'), ('log_return', 'relative')]

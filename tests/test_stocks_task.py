@@ -11,8 +11,8 @@ import pytest
 from common.errors import DataError, UsageError
 from common.findings import Evidence
 from stocks.configs import demo, prices
-from stocks.csv_files import COLUMNS
-from stocks.panel import feature_values
+from stocks.data.csv_files import COLUMNS
+from stocks.data.panel import feature_values
 from stocks.task import TASK, Stocks
 from tests.test_stocks_panel import config_of, random_history
 

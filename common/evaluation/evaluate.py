@@ -11,7 +11,7 @@ from jax import lax
 
 from common.data.order import once, spread
 from common.data.transport import IN_FLIGHT, Transport, complete
-from common.nn import bfloat16
+from common.nn.convolutions import bfloat16
 from common.runtime import AXIS, DataParallel
 from common.task import Task
 from common.types import Array, Batch, Predictions, Tree

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from common.checkpoint import Checkpoints
 from common.config import RunRecord, load_run
 from common.members import Members, members_of
-from common.nn.choices import settle
+from common.nn.convolutions.choices import settle
 from common.task import Task, task_class
 from common.types import Tree
 

@@ -16,8 +16,9 @@ import jaxlib.version
 import numpy as np
 from jax import lax
 
-from common.nn import bfloat16, chunks, conv, depthwise, few_channels, pointwise, winograd
-from common.nn.choices import Layer, settle
+from common.nn import conv
+from common.nn.convolutions import bfloat16, chunks, depthwise, few_channels, pointwise, winograd
+from common.nn.convolutions.choices import Layer, settle
 from common.processor import processor
 from common.runtime import compile_with
 

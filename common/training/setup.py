@@ -20,8 +20,8 @@ from common.evaluation.evaluate import Evaluator
 from common.evaluation.restore import example_inputs
 from common.flops import flops
 from common.members import Members, members_of
-from common.nn import bfloat16
-from common.nn.choices import recorded
+from common.nn.convolutions import bfloat16
+from common.nn.convolutions.choices import recorded
 from common.nn.self_check import check as check_convolutions
 from common.runtime import DataParallel, compile_cache
 from common.state import TrainState

@@ -10,7 +10,7 @@ from common.checkpoint import FOLDER, Checkpoints
 from common.config import CONFIG_FILE, RunRecord, differences, load_run, save_run
 from common.data.dataset import Split
 from common.errors import UserError
-from common.nn.choices import settle
+from common.nn.convolutions.choices import settle
 from common.runtime import environment
 from common.state import TrainState
 from common.training.initialise import Match, initialise, number_of_classes

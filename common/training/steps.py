@@ -98,8 +98,15 @@ def make_train_step(
         else:
             grads, (collections, metrics) = _accumulated(gradient, state, batch, weight, dropout_key, accumulate)
         grads, metrics = lax.pmean((grads, metrics), AXIS)
-        metrics['gradient_norm'] = optax.global_norm(grads)
+        metrics['gradient_norm'] = optax.tree.norm(grads)
         return _apply(state, optimizer, grads, collections, ema_decay), metrics
+
+    steps = _scanned(one_step)
+    return _for_members(steps, members) if members else steps
+
+
+def _scanned(one_step: Step) -> Step:
+    """The step taken for every leading index of the batch, metrics [steps]."""
 
     def steps(state: TrainState, shared: Tree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         if batch['mask'].shape[0] == 1:  # a scan of one would only hide the step from the compiler
@@ -107,10 +114,16 @@ def make_train_step(
             return state, jax.tree.map(lambda x: x[None], metrics)
         return lax.scan(lambda state, batch: one_step(state, shared, batch), state, batch)
 
-    def member_steps(state: TrainState, shared: Tree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        def cut(x: Array) -> Array:
-            return x.reshape(x.shape[0], members or 1, -1, *x.shape[2:]).swapaxes(0, 1)
+    return steps
 
+
+def _for_members(steps: Step, members: int) -> Step:
+    """The steps of every member of an ensemble, metrics [steps, members]."""
+
+    def cut(x: Array) -> Array:
+        return x.reshape(x.shape[0], members, -1, *x.shape[2:]).swapaxes(0, 1)
+
+    def member_steps(state: TrainState, shared: Tree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         batch = jax.tree.map(cut, batch)
         if jax.default_backend() == 'cpu':
             # A CPU has no idle lanes for the members to fill; one after the other, each finds its state in cache.
@@ -119,7 +132,7 @@ def make_train_step(
             state, metrics = jax.vmap(steps, in_axes=(0, None, 0))(state, shared, batch)
         return state, jax.tree.map(lambda x: x.swapaxes(0, 1), metrics)
 
-    return member_steps if members else steps
+    return member_steps
 
 
 def _accumulated(

@@ -17,8 +17,8 @@ from common.data.dataset import Dataset
 from common.data.images import exclusive
 from common.data.raw import RawFiles, open_raw
 from common.errors import DataError, UsageError
-from stocks.csv_files import COLUMNS, History, Reader, is_price_file
-from stocks.panel import build, check
+from stocks.data.csv_files import COLUMNS, History, Reader, is_price_file
+from stocks.data.panel import build, check
 
 VERSION = '1.0.0'
 DEMO = 'demo'  # the config.dataset.name of the prices that come with a package
@@ -77,7 +77,7 @@ def is_prepared(config: ConfigDict, data_dir: pathlib.Path) -> bool:
 
 
 def load(config: ConfigDict, data_dir: pathlib.Path) -> Dataset:
-    """The prepared prices, split and scaled as `config` says; see `stocks.panel.build`."""
+    """The prepared prices, split and scaled as `config` says; see `stocks.data.panel.build`."""
     return build(read_histories(config, data_dir), config)
 
 

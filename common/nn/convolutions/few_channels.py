@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from common.nn.chunks import at_least_float32, map_chunks
+from common.nn.convolutions.chunks import at_least_float32, map_chunks
 
 MOST = 3  # input channels: beyond, the copies and the unrolled program cost more than they save
 

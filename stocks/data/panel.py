@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from common.data.dataset import Dataset, Split
 from common.errors import DataError, UsageError
-from stocks.baselines import baseline_prices
-from stocks.csv_files import COLUMNS, PRICES, History
-from stocks.periods import Periods, row_spans, split_periods, window_ends
-from stocks.scaling import KINDS, TARGETS, Scaler, fit_scalers, scaler_of, target_scaler
+from stocks.data.csv_files import COLUMNS, PRICES, History
+from stocks.data.periods import Periods, row_spans, split_periods, window_ends
+from stocks.data.scaling import KINDS, TARGETS, Scaler, fit_scalers, scaler_of, target_scaler
+from stocks.evaluation.baselines import baseline_prices
 
 FEATURES = (*PRICES, 'Volume')
 DECAY = 0.94  # of the exponentially weighted variance of daily returns (RiskMetrics 1996)

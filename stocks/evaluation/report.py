@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from common.findings import Report
-from stocks import intervals
-from stocks.forecast_metrics import (
+from stocks.data.scaling import TargetScaler
+from stocks.evaluation import intervals
+from stocks.evaluation.forecast_metrics import (
     diebold_mariano,
     price_errors,
     rank_information_coefficient,
@@ -18,8 +19,7 @@ from stocks.forecast_metrics import (
     skill,
     skill_interval,
 )
-from stocks.scaling import TargetScaler
-from stocks.sections import HEADLINES, sections, verdict
+from stocks.evaluation.sections import HEADLINES, sections, verdict
 
 BESIDE_NAIVE = ('mse_scaled', 'rmse', 'mae', 'mape', 'relative_rmse', 'directional_accuracy')
 NOTES = {
@@ -43,7 +43,7 @@ def forecast_report(
     """Writes predictions.csv and tickers.csv.
 
     Args:
-      records: of the split, as `stocks.panel.records_of` makes them, with the ticker.
+      records: of the split, as `stocks.data.panel.records_of` makes them, with the ticker.
       forecast: float64 [examples], prices.
       scaler: of the examples' targets.
       horizon: rows ahead.

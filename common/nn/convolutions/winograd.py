@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from common.nn.chunks import at_least_float32, map_chunks
+from common.nn.convolutions.chunks import at_least_float32, map_chunks
 
 # A chunk of the batch is transformed, multiplied and transformed back while it lies in the cache: 36 arrays of
 # this many rows. Whole batches take 3 to 8 times longer in the transforms.

@@ -8,7 +8,7 @@ import pandas as pd
 from common.findings import Cell, Plot, Section, Table
 from common.lazy import lazy
 
-plots = lazy('stocks.plots')
+plots = lazy('stocks.evaluation.plots')
 
 HEADLINES = ('skill', 'directional_accuracy', 'rmse', 'naive_rmse', 'mape', 'coverage_90')
 _NAMES = {'model': 'model', 'naive': 'last close (naive)', 'drift': 'drift', 'autoregression': 'linear autoregression'}

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from common.nn.chunks import at_least_float32, map_chunks
+from common.nn.convolutions.chunks import at_least_float32, map_chunks
 
 ROWS_PER_CHUNK = 8192  # of the left side, which is transposed for the weight gradient
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from common.nn.chunks import at_least_float32, map_chunks
+from common.nn.convolutions.chunks import at_least_float32, map_chunks
 
 # The products that make up the weight gradient are as large as the chunk, and one for each weight of the kernel.
 ELEMENTS_PER_CHUNK = 2**18
