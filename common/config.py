@@ -30,7 +30,8 @@ def base_config() -> ConfigDict:
     config.evaluate_every = '1epochs'  # validation, and with it a checkpoint
     config.log_every = '20steps'
     config.steps_per_dispatch = 0  # steps that run on the device in one call; 0: several where they are short
-    config.accumulate_steps = 1  # parts into which a batch is cut to save memory
+    config.accumulate_steps = 1  # parts into which a batch is cut to save memory; 0: to stay in a CPU's cache
+    config.cpu_devices = 1  # that a CPU is divided into; 0: one a core, which suits models of many small operations
     config.precision = 'auto'  # of the computation: float32, bfloat16, or auto: what the device likes
     config.convolution = 'auto'  # on CPUs; direct: XLA's own; others by name: common/nn/conv.py
     config.ema_decay = 0.0  # 0: evaluate the weights themselves; 0.999: their moving average
@@ -107,7 +108,8 @@ def check(config: ConfigDict) -> None:
     wrong = {
         'batch_size': (batch >= 1, 'at least 1'),
         'steps_per_dispatch': (config.steps_per_dispatch >= 0, 'at least 0'),
-        'accumulate_steps': (parts >= 1 and batch % parts == 0, f'at least 1 and a divisor of batch_size {batch}'),
+        'accumulate_steps': (not parts or (parts >= 1 and batch % parts == 0), f'0 or a divisor of batch_size {batch}'),
+        'cpu_devices': (config.cpu_devices >= 0, 'at least 0'),
         'ensemble': (config.ensemble >= 1, 'at least 1'),
         'ema_decay': (0 <= config.ema_decay < 1, 'from 0 to below 1'),
         'data.threads': (config.data.threads >= 0, 'at least 0'),

@@ -1,12 +1,18 @@
 """The processor under a run, as far as the choice of a program depends on it."""
 
 import functools
+import os
 import pathlib
 import platform
 import re
 
 _CPUINFO = pathlib.Path('/proc/cpuinfo')
 _TELLING = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16')  # features that decide which formulation is fast
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 @functools.cache

@@ -20,14 +20,17 @@ AXIS = 'data'  # the name by which per-device functions reduce over devices
 type Options = Callable[[jax.stages.Lowered], dict[str, bool]]
 
 
-def start(distributed: bool = False) -> None:
-    """Turns the compile cache on and, for a run of several processes, joins them.
+def start(distributed: bool = False, cpu_devices: int = 1) -> None:
+    """Turns the compile cache on, divides the CPU, and for a run of several processes joins them.
 
-    With `distributed`, jax finds the cluster by itself: Slurm, Open MPI, Kubernetes, TPU pods, or the environment
-    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    The CPU stays as $XLA_FLAGS divides it, if they do. With `distributed`, jax finds the cluster by itself: Slurm, Open
+    MPI, Kubernetes, TPU pods, or the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID.
     """
     jax.config.update('jax_compilation_cache_dir', str(compile_cache()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    if cpu_devices > 1 and 'host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+        jax.config.update('jax_num_cpu_devices', cpu_devices)
     if distributed:
         jax.distributed.initialize()
 

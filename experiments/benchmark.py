@@ -6,6 +6,7 @@ python -m experiments.benchmark --config=lesion/configs/demo.py [--batch_size=64
 
 import itertools
 import json
+import math
 import pathlib
 import sys
 from typing import Any
@@ -19,6 +20,7 @@ from common.benchmark.machine import machine
 from common.benchmark.measure import Peers, against_peers, own_rows, profile, scaling_rows, start_rows
 from common.benchmark.tables import as_text
 from common.errors import UsageError
+from common.training.dispatch import cpu_devices
 from common.training.setup import make_training
 from experiments import launch
 
@@ -46,12 +48,13 @@ def main() -> None:
     config, data_dir, peers = _CONFIG.value, launch.data_dir(_DATA_DIR), _peers()
     if unknown := set(_MEASURE.value) - set(PARTS):
         raise UsageError(f'--measure: there is no {", ".join(sorted(unknown))}; choose from {", ".join(PARTS)}')
-    runtime.start()
+    sizes = _sizes(config.batch_size)
+    runtime.start(cpu_devices=cpu_devices(config.cpu_devices, math.gcd(*sizes[1])))
     jax.config.update('jax_enable_compilation_cache', False)  # a compile time is to be the time of a compile
     launch.prepare_if_needed(config, data_dir)
     results: dict[str, Any] = {'machine': machine(), 'rows': [], 'ratios': []}
     rows, repeats = results['rows'], _REPEATS.value
-    for number, (devices, batch_size) in enumerate(itertools.product(*_sizes(config.batch_size))):
+    for number, (devices, batch_size) in enumerate(itertools.product(*sizes)):
         config.batch_size = batch_size
         training = make_training(config, data_dir, devices)
         if 'rates' in _MEASURE.value:

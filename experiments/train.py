@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from common import runtime
 from common.history import read_history
 from common.lazy import lazy
+from common.training.dispatch import cpu_devices
 from common.training.loop import train
 from common.training.setup import make_training
 from common.training.start import begin
@@ -30,7 +31,7 @@ _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other processes
 
 def main() -> None:
     config, workdir, data_dir = _CONFIG.value, pathlib.Path(_WORKDIR.value), launch.data_dir(_DATA_DIR)
-    runtime.start(_DISTRIBUTED.value)
+    runtime.start(_DISTRIBUTED.value, cpu_devices(config.cpu_devices, config.batch_size))
     launch.prepare_if_needed(config, data_dir)
     training = make_training(config, data_dir, _DEVICES.value)
     print(f'data: {training.transport_choice}')

@@ -9,7 +9,7 @@ from jax import lax
 from common.flops import flops
 from common.nn.conv import convolution
 from common.nn.lstm import LSTM
-from common.training.dispatch import steps_per_dispatch
+from common.training.dispatch import accumulate_steps, cpu_devices, steps_per_dispatch
 from tests.test_steps import toy, toy_data
 
 __all__ = ['toy_data']  # a fixture
@@ -31,6 +31,27 @@ __all__ = ['toy_data']  # a fixture
 )
 def test_short_steps_share_a_dispatch(operations, platform, boundary, expected):
     assert steps_per_dispatch(operations, platform, boundary) == expected
+
+
+@pytest.mark.parametrize(
+    ('asked', 'rows', 'platform', 'expected'),
+    [
+        *((0, 256, 'cpu', 8), (0, 128, 'cpu', 4), (0, 32, 'cpu', 1), (0, 100, 'cpu', 4)),
+        *((0, 37, 'cpu', 1), (0, 8, 'cpu', 1)),
+        *((0, 256, 'gpu', 1), (3, 256, 'cpu', 3), (1, 256, 'cpu', 1), (4, 256, 'gpu', 4)),
+    ],
+)
+def test_parts_of_a_batch_stay_in_the_cache(asked, rows, platform, expected):
+    assert accumulate_steps(asked, rows, platform) == expected
+
+
+@pytest.mark.parametrize(
+    ('asked', 'batch_size', 'cores', 'expected'),
+    [(0, 256, 2, 2), (0, 256, 6, 4), (0, 32, 16, 2), (0, 31, 16, 1), (0, 8, 4, 1), (1, 256, 16, 1), (3, 8, 1, 3)],
+)
+def test_a_cpu_is_divided_where_its_devices_get_rows_enough(monkeypatch, asked, batch_size, cores, expected):
+    monkeypatch.setattr('common.training.dispatch.cores', lambda: cores)
+    assert cpu_devices(asked, batch_size) == expected
 
 
 def forward_flops(model, shape):

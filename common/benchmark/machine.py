@@ -8,14 +8,10 @@ from typing import Any
 
 import jax
 
+from common.processor import cores
 from common.runtime import environment
 
 INSTRUCTIONS = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16', 'amx_tile')
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:

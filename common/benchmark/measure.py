@@ -21,7 +21,7 @@ from common.training.setup import Training
 PARTS = (8, 4, 2, 1)  # an eighth of the data set, or of the models trained together, and so on
 PROFILED = 5  # dispatches in a trace
 # What peers do not mirror: they train on ready inputs.
-UNMIRRORED: Mapping[str, Any] = {'augment': ConfigDict(), 'ema_decay': 0.0, 'accumulate_steps': 1}
+UNMIRRORED: Mapping[str, Any] = {'augment': ConfigDict(), 'ema_decay': 0.0}
 
 type Peers = Mapping[str, tuple[pathlib.Path, str]]  # by name: script and interpreter
 
@@ -115,7 +115,8 @@ def against_peers(
 
     Ours is the very step of `training`, but without what peers do not mirror.
     """
-    mirrored = reconfigured(training, UNMIRRORED)
+    whole = min(training.config.accumulate_steps, 1)  # nor batches cut to save memory
+    mirrored = reconfigured(training, {**UNMIRRORED, 'accumulate_steps': whole})
     rows, ratios, versions = [], [], {}
     with contextlib.ExitStack() as stack:
         best = {}

@@ -26,7 +26,7 @@ from common.nn.self_check import check as check_convolutions
 from common.runtime import DataParallel, compile_cache
 from common.state import TrainState
 from common.task import Task, task_class
-from common.training.dispatch import steps_per_dispatch
+from common.training.dispatch import accumulate_steps, steps_per_dispatch
 from common.training.optim import make_optimizer, make_schedule, stop_gradients
 from common.training.plan import TrainingPlan
 from common.training.steps import init_state, make_train_step
@@ -57,7 +57,7 @@ class Training:
             self.model,
             self._optimizer,
             members=self.members.count,
-            accumulate=self.config.accumulate_steps,
+            accumulate=self.accumulate_steps,
             ema_decay=self.config.ema_decay,
             stop_gradients=stop_gradients(self.config, self.to_steps, self.total_steps),
         )
@@ -74,6 +74,12 @@ class Training:
         )
 
     @property
+    def accumulate_steps(self) -> int:
+        """Parts into which the rows of every device are cut."""
+        rows = self.config.batch_size // len(self.parallel)
+        return accumulate_steps(self.config.accumulate_steps, rows, jax.default_backend())
+
+    @property
     def train_split(self) -> Split:
         return self.dataset.splits['train']
 
@@ -84,7 +90,7 @@ class Training:
             return {}
         rows = self.config.batch_size // len(self.parallel)
         with recorded() as layers:
-            for batch in {rows, rows // self.config.accumulate_steps}:  # evaluation does not accumulate
+            for batch in {rows, rows // self.accumulate_steps}:  # evaluation does not accumulate
                 self._abstract(batch)
         return check_convolutions(layers, compile_cache())
 

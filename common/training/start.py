@@ -88,7 +88,7 @@ def _record(training: Training, data_dir: pathlib.Path, match: Match | None) -> 
 def _elsewhere(record: RunRecord) -> str:
     """A word of warning where the run began on another processor or with other libraries."""
     before, now = record.environment, environment()
-    changed = [name for name in ('backend', 'processor', 'versions') if before.get(name) != now[name]]
+    changed = [name for name in ('backend', 'processor', 'devices', 'versions') if before.get(name) != now[name]]
     return f'; begun with other {" and ".join(changed)} (config.json), so the last digits may differ' if changed else ''
 
 

@@ -49,6 +49,7 @@ def get_config(variant: str = 'classic') -> ConfigDict:
     config.batch_size = 32 if config.per_ticker else 256
     config.duration = '10epochs'
     config.steps_per_dispatch = 20
+    config.accumulate_steps = config.cpu_devices = 0
     config.optimizer.gradient_clip = 1.0
     config.schedule.warmup = '100steps'
     return config
