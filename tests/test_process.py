@@ -99,3 +99,13 @@ def test_importing_the_package_restarts_nothing():
     environment = PLAIN | {'JAX_PLATFORMS': 'cpu'}
     said = subprocess.check_output([sys.executable, '-c', code], cwd=pathlib.Path(REPOSITORY), env=environment)
     assert said.decode().strip() == 'None'
+
+
+@pytest.mark.parametrize(('flags', 'expected'), [('', 3), ('--xla_force_host_platform_device_count=2', 2)])
+def test_a_cpu_is_divided_unless_the_user_has_done_so(flags, expected):
+    code = 'import jax; from common import runtime; runtime.start(cpu_devices=3); print(len(jax.devices()))'
+    environment = {**PLAIN, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == expected

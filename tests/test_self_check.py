@@ -18,6 +18,8 @@ from common.training.start import begin
 from tests.test_steps import lesion_training
 
 LAYER = Layer((2, 8, 8, 4), (3, 3, 4, 4), 'float32')
+DEPTHWISE = Layer((3, 9, 8, 6), (5, 5, 1, 6), 'float32', 2)
+POINTWISE = Layer((3, 9, 8, 6), (1, 1, 6, 5), 'float32')
 NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), DIMENSIONS)
 
 
@@ -43,6 +45,12 @@ def test_every_layer_with_a_choice_is_recorded():
     assert traced(LAYER.x_shape, LAYER.w_shape, path='winograd') == {}
     assert traced(LAYER.x_shape, LAYER.w_shape, window_strides=(2, 2)) == {}
     assert str(LAYER) == '2x8x8x4 * 3x3x4x4 float32'
+    assert traced(POINTWISE.x_shape, POINTWISE.w_shape) == {POINTWISE: 'pointwise'}
+    options = {'window_strides': (2, 2), 'feature_group_count': 6}
+    assert traced(DEPTHWISE.x_shape, DEPTHWISE.w_shape, **options) == {DEPTHWISE: 'depthwise'}
+    assert str(DEPTHWISE) == '3x9x8x6 * 5x5x1x6 / 2 float32'
+    settle({str(DEPTHWISE): 'direct'})
+    assert traced(DEPTHWISE.x_shape, DEPTHWISE.w_shape, **options) == {DEPTHWISE: 'direct'}
 
 
 def test_a_settled_way_is_taken():
@@ -57,6 +65,19 @@ def test_every_way_passes_its_check(way, dtype):
         (3, 9, 10, min(16, WAYS[way].most_channels_in)), (3, 3, min(16, WAYS[way].most_channels_in), 8), dtype
     )
     assert 0 < self_check.distance(layer, way) < self_check.TOLERANCE[dtype] / 3
+
+
+@pytest.mark.parametrize(('layer', 'way'), [(DEPTHWISE, 'depthwise'), (POINTWISE, 'pointwise')])
+@pytest.mark.parametrize('error', [1.0, 1.2])
+def test_depthwise_and_1x1_are_checked_too(monkeypatch, tmp_path, layer, way, error):
+    right = conv.OWN[way]
+    monkeypatch.setitem(conv.OWN, way, lambda x, w, strides: right(x, w, strides) * error)
+    if error == 1.0:
+        assert 0 < self_check.distance(layer, way) < self_check.TOLERANCE['float32'] / 3
+        assert self_check.check({layer: way}, tmp_path) == {str(layer): way}
+    else:
+        with pytest.warns(UserWarning, match='gives other numbers'):
+            assert self_check.check({layer: way}, tmp_path) == {str(layer): 'direct'}
 
 
 @pytest.mark.parametrize('wrong', ['forward', 'input_gradient', 'weight_gradient'])
