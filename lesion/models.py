@@ -47,7 +47,7 @@ class CNNLSTM(nn.Module):
         x = convolutional_trunk(self, x, train=train)
         sequence = x.reshape(x.shape[0], -1, x.shape[-1])
         outputs = LSTM(self.hidden_size, bidirectional=self.bidirectional, dtype=self.dtype)(sequence, train=train)
-        x = Dropout(self.dropout, self.axis_name)(outputs.mean(1), train=train)
+        x = Dropout(self.dropout)(outputs.mean(1), train=train)
         return nn.Dense(self.num_classes, dtype=jnp.float32)(x.astype(jnp.float32))
 
 
@@ -62,14 +62,12 @@ class MetadataFusion(nn.Module):
       metadata_dropout: probability that an example loses all of its metadata in training, so that the model learns to
         do without.
       hidden_size: units of the MLP.
-      axis_name: of the devices.
     """
 
     image: nn.Module
     num_classes: int
     metadata_dropout: float = 0.0
     hidden_size: int = 32
-    axis_name: str | None = AXIS
 
     def setup(self) -> None:
         nn.share_scope(self, self.image)
@@ -82,7 +80,7 @@ class MetadataFusion(nn.Module):
           Logits float32 [batch, num_classes].
         """
         image, metadata = inputs['image'], inputs['metadata']
-        dropout = Dropout(self.metadata_dropout, self.axis_name, name='metadata_kept')
+        dropout = Dropout(self.metadata_dropout, name='metadata_kept')
         kept = dropout(jnp.ones((len(metadata), 1)), train=train) > 0
         hidden = nn.relu(nn.Dense(self.hidden_size, name='metadata_hidden')(metadata * kept))
         features = nn.relu(self.image(image, train=train))

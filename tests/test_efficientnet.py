@@ -61,7 +61,7 @@ def test_features_and_logits_are_those_of_pytorch(variables, height, width):
 
 def test_stochastic_depth_leaves_out_whole_examples_and_keeps_the_mean():
     x = jnp.ones((4000, 2, 3))
-    y = Dropout(0.25, None, whole=True).apply({}, x, train=True, rngs={'dropout': jax.random.key(0)})
+    y = Dropout(0.25, whole=True).apply({}, x, train=True, rngs={'dropout': jax.random.key(0)})
     kept = np.asarray(y).reshape(4000, -1)
     np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.75], rtol=1e-6)
     assert (kept.min(1) == kept.max(1)).all()

@@ -71,8 +71,7 @@ def test_a_set_without_metadata_is_refused():
 
 
 def fusion(**settings: float):
-    model = MODELS['cnn'](num_classes=3, metadata=True, widths=(4,), depth=1, dense=(), axis_name=None, **settings)
-    return model.clone(axis_name=None)
+    return MODELS['cnn'](num_classes=3, metadata=True, widths=(4,), depth=1, dense=(), axis_name=None, **settings)
 
 
 INPUTS = {

@@ -70,7 +70,7 @@ class CNN(nn.Module):
         x = convolutional_trunk(self, x, train=train)
         x = x.mean((1, 2)) if self.pool == 'average' else x.reshape(x.shape[0], -1)
         for width in self.dense:
-            x = Dropout(self.dropout, self.axis_name)(x, train=train)
+            x = Dropout(self.dropout)(x, train=train)
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
-        x = Dropout(self.dropout, self.axis_name)(x, train=train)
+        x = Dropout(self.dropout)(x, train=train)
         return nn.Dense(self.num_classes, dtype=jnp.float32)(x.astype(jnp.float32))

@@ -57,7 +57,7 @@ class EfficientNetLite0(nn.Module):
         """x [batch, height, width, 3] -> logits float32 [batch, num_classes]."""
         settings = (self.stages, self.drop_connect, self.convolution, self.dtype, self.axis_name)
         backbone = Backbone(*settings, name='backbone')
-        x = Dropout(self.dropout, self.axis_name)(backbone(x, train=train), train=train)
+        x = Dropout(self.dropout)(backbone(x, train=train), train=train)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name='classifier')(x)
 
 
@@ -88,7 +88,6 @@ class Backbone(nn.Module):
                     self.drop_connect * number / count,
                     conv=conv,
                     norm=norm,
-                    axis_name=self.axis_name,
                     name=f'block{number}',
                 )(x, train=train)
                 number += 1
@@ -107,7 +106,6 @@ class Block(nn.Module):
       expansion: channels between, as a multiple of the input's.
       drop: rate at which an example skips the block.
       conv, norm: the network's layers.
-      axis_name: of the devices.
     """
 
     channels: int
@@ -117,7 +115,6 @@ class Block(nn.Module):
     drop: float
     conv: Any
     norm: Any
-    axis_name: str | None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -130,4 +127,4 @@ class Block(nn.Module):
         y = self.norm(name='project_norm')(self.conv(self.channels, (1, 1), name='project')(y))
         if self.stride > 1 or x.shape[-1] != self.channels:
             return y
-        return x + Dropout(self.drop, self.axis_name, whole=True)(y, train=train)
+        return x + Dropout(self.drop, whole=True)(y, train=train)

@@ -60,5 +60,5 @@ class ResidualCNN(nn.Module):
                 shortcut = x if x.shape[-1] == width else conv(width, (1, 1))(before)
                 x = shortcut + conv(width, (3, 3))(norm()(conv(width, (3, 3))(before)))
         x = feature_map(self, norm()(x)).mean((1, 2))
-        x = Dropout(self.dropout, self.axis_name)(x, train=train)
+        x = Dropout(self.dropout)(x, train=train)
         return nn.Dense(self.num_classes, dtype=jnp.float32)(x.astype(jnp.float32))

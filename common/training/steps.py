@@ -10,6 +10,7 @@ from jax import lax
 
 from common.data.augment import example_keys
 from common.data.transport import complete
+from common.nn.layers import examples_from
 from common.runtime import AXIS
 from common.state import TrainState
 from common.task import Task
@@ -71,18 +72,21 @@ def make_train_step(
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step))
         batch = complete(batch, shared)
         size = batch['mask'].shape[0]
-        positions = lax.axis_index(AXIS) * size + jnp.arange(size)
-        batch = task.preprocess(batch, shared['tables'], example_keys(augment_key, positions))
+        first = lax.axis_index(AXIS) * size
+        batch = task.preprocess(batch, shared['tables'], example_keys(augment_key, first + jnp.arange(size)))
         weight = batch['mask'] / lax.pmean(batch['mask'].sum(), AXIS)
 
-        def weighted_loss(params: Tree, collections: Tree, part: Batch, weight: Array, key: Array) -> tuple[Array, Any]:
-            outputs, updated = model.apply(
-                {'params': stop_gradients(params), **collections},
-                part['inputs'],
-                train=True,
-                mutable=list(collections),
-                rngs={'dropout': key},
-            )
+        def weighted_loss(
+            params: Tree, collections: Tree, part: Batch, weight: Array, first: Array
+        ) -> tuple[Array, Any]:
+            with examples_from(first):
+                outputs, updated = model.apply(
+                    {'params': stop_gradients(params), **collections},
+                    part['inputs'],
+                    train=True,
+                    mutable=list(collections),
+                    rngs={'dropout': dropout_key},
+                )
             losses = task.loss(outputs, part, train=True)
             # `loss` is what evaluation computes, so that both sides can be compared; `objective` is what is minimised.
             metrics = {'objective': losses, 'loss': task.loss(outputs, part, train=False)}
@@ -94,9 +98,9 @@ def make_train_step(
 
         gradient = jax.grad(weighted_loss, has_aux=True)
         if accumulate == 1:
-            grads, (collections, metrics) = gradient(state.params, state.collections, batch, weight, dropout_key)
+            grads, (collections, metrics) = gradient(state.params, state.collections, batch, weight, first)
         else:
-            grads, (collections, metrics) = _accumulated(gradient, state, batch, weight, dropout_key, accumulate)
+            grads, (collections, metrics) = _accumulated(gradient, state, batch, weight, first, accumulate)
         grads, metrics = lax.pmean((grads, metrics), AXIS)
         metrics['gradient_norm'] = optax.tree.norm(grads)
         return _apply(state, optimizer, grads, collections, ema_decay), metrics
@@ -136,7 +140,7 @@ def _for_members(steps: Step, members: int) -> Step:
 
 
 def _accumulated(
-    gradient: Callable, state: TrainState, batch: Batch, weight: Array, key: Array, parts: int
+    gradient: Callable, state: TrainState, batch: Batch, weight: Array, first: Array, parts: int
 ) -> tuple[Tree, Any]:
     """Sums the gradient over `parts` slices of the batch; normalisation statistics are those of a slice."""
 
@@ -145,13 +149,12 @@ def _accumulated(
 
     def add(carry: Any, sliced: Any) -> tuple[Any, None]:
         grads, collections, metrics = carry
-        part, weight, number = sliced
-        new, (collections, more) = gradient(state.params, collections, part, weight, jax.random.fold_in(key, number))
+        part, weight, first = sliced
+        new, (collections, more) = gradient(state.params, collections, part, weight, first)
         return (jax.tree.map(jnp.add, grads, new), collections, jax.tree.map(jnp.add, metrics, more)), None
 
-    sliced = (jax.tree.map(cut, dict(batch)), cut(weight), jnp.arange(parts))
-    first = jax.tree.map(lambda x: x[0], sliced)
-    shapes = jax.eval_shape(gradient, state.params, state.collections, first[0], first[1], key)
+    sliced = (jax.tree.map(cut, dict(batch)), cut(weight), first + jnp.arange(0, len(weight), len(weight) // parts))
+    shapes = jax.eval_shape(gradient, state.params, state.collections, *jax.tree.map(lambda x: x[0], sliced))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][1]))
     (grads, collections, metrics), _ = lax.scan(add, (zeros[0], state.collections, zeros[1]), sliced)
     return grads, (collections, metrics)
