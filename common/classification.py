@@ -18,11 +18,12 @@ from common.data.builders import is_prepared_images, load_images, prepare_images
 from common.data.dataset import Dataset, Split
 from common.data.images import Decoding, decode_image
 from common.data.raw import ImageSource, encoded_images
-from common.errors import DataError, UsageError
+from common.errors import UsageError
 from common.evaluation.metrics import headline_metrics
 from common.evaluation.views import VIEWS
 from common.findings import Evidence, Report
 from common.lazy import lazy
+from common.losses import cross_entropy, training_loss
 from common.runtime import compute_dtype
 from common.task import Task
 from common.types import Array, Batch, Keys, Logits, Predictions, Tree
@@ -51,8 +52,7 @@ class ClassificationTask(Task):
     def __init__(self, config: ConfigDict, info: Mapping[str, Any]):
         super().__init__(config, info)
         self.class_names: list[str] = list(info['class_names'])
-        self._class_weights = class_weights(config.loss, info['class_counts'])
-        self._logit_adjustment = logit_adjustment(config.loss, info['class_counts'])
+        self._training_loss = training_loss(config.loss, info['class_counts'])
         validate(config.augment)
 
     @classmethod
@@ -124,16 +124,9 @@ class ClassificationTask(Task):
         return {'logits': jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(log_probabilities))}
 
     def loss(self, outputs: Logits, batch: Batch, train: bool) -> Array:
-        """Cross-entropy; while training, with the adjustment, weights, focus and smoothing of `config.loss`."""
-        loss, target, logits = self.config.loss, batch['target'], outputs.astype(jnp.float32)
-        if not train:
-            return -(target * jax.nn.log_softmax(logits)).sum(-1)
-        log_probabilities = jax.nn.log_softmax(logits + self._logit_adjustment)
-        smoothed = (1.0 - loss.label_smoothing) * target + loss.label_smoothing / target.shape[-1]
-        terms = -smoothed * log_probabilities
-        if loss.focal_gamma:  # Lin et al. 2017, arXiv:1708.02002
-            terms = terms * (1.0 - jnp.exp(log_probabilities)) ** loss.focal_gamma
-        return terms.sum(-1) * (target * self._class_weights).sum(-1)
+        """Cross-entropy; while training, what `config.loss` makes of it."""
+        logits, target = outputs.astype(jnp.float32), batch['target']
+        return self._training_loss(logits, target) if train else cross_entropy(logits, target)
 
     def step_metrics(self, outputs: Logits, batch: Batch) -> dict[str, Array]:
         """Accuracy on the augmented batch, to hold beside that of the validation split."""
@@ -196,64 +189,6 @@ def pixel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     mean = [float(np.average(levels, weights=count)) for count in counts]
     variance = [float(np.average((levels - m) ** 2, weights=count)) for m, count in zip(mean, counts, strict=True)]
     return mean, [max(v, 1.0) ** 0.5 for v in variance]
-
-
-def class_weights(loss: ConfigDict, counts: Sequence[int]) -> np.ndarray:
-    """float32 [classes], of mean one over the training examples, as `config.loss.class_weights` says.
-
-    'none'; 'inverse', in inverse proportion to the class's frequency; 'effective', to its effective number of
-    examples (1 - beta^n) / (1 - beta), Cui et al. 2019, arXiv:1901.05555.
-
-    Raises:
-      DataError: where a class has no training examples to weigh.
-    """
-    n = _counted(counts, 'class_weights to none' if loss.class_weights != 'none' else None)
-    kinds: Mapping[str, Callable[[], np.ndarray]] = {
-        'none': lambda: np.ones_like(n),
-        'inverse': lambda: 1.0 / n,
-        'effective': lambda: (1.0 - loss.beta) / (1.0 - loss.beta**n),
-    }
-    weights = choose(kinds, loss.class_weights, 'loss.class_weights')()
-    return (weights * n.sum() / (weights * n).sum()).astype(np.float32)
-
-
-def logit_adjustment(loss: ConfigDict, counts: Sequence[int]) -> np.ndarray:
-    """float32 [classes], added to logits in training: `config.loss.logit_adjustment` times the log of class frequency.
-
-    At 1.0 the logits learn what speaks for a class beside its frequency, which is best for balanced accuracy, and no
-    example is repeated or weighed for it: Menon et al. 2021, arXiv:2007.07314. Smoothed labels would undo it: a share
-    of every label goes to classes far rarer than that.
-
-    Raises:
-      DataError: where a class has no training examples.
-      UsageError: where labels are smoothed as well.
-    """
-    if not loss.logit_adjustment:
-        return np.zeros(len(counts), np.float32)
-    if loss.label_smoothing:
-        raise UsageError('config.loss.logit_adjustment and label_smoothing contradict each other: set one of them to 0')
-    n = _counted(counts, 'logit_adjustment to 0')
-    return (loss.logit_adjustment * np.log(n / n.sum())).astype(np.float32)
-
-
-def _counted(counts: Sequence[int], remedy: str | None) -> np.ndarray:
-    """The counts as float64; with a `remedy`, no class may be without examples."""
-    if remedy and not all(counts):
-        raise DataError(f'class number {int(np.argmin(counts))} has no training images: set config.loss.{remedy}')
-    return np.array(counts, np.float64)
-
-
-def classification_loss() -> ConfigDict:
-    """The defaults of `config.loss` for classifiers."""
-    return ConfigDict(
-        {
-            'class_weights': 'none',
-            'beta': 0.999,
-            'logit_adjustment': 0.0,
-            'focal_gamma': 0.0,
-            'label_smoothing': 0.0,
-        }
-    )
 
 
 def image_dataset(name: str, image_size: tuple[int, int], **values: Any) -> ConfigDict:

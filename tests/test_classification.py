@@ -8,9 +8,10 @@ import pytest
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import log_loss
 
-from common.classification import class_weights, classification_loss, logit_adjustment, pixel_statistics
+from common.classification import pixel_statistics
 from common.data.dataset import Dataset, Split
 from common.errors import DataError, UsageError
+from common.losses import class_weights, classification_loss, logit_adjustment
 from lesion.configs import demo
 from lesion.task import Lesion
 

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-from common.classification import classification_loss, image_dataset
+from common.classification import image_dataset
 from common.config import base_config, choose
 from common.errors import UsageError
+from common.losses import classification_loss
 
 
 def get_config(variant: str = 'vgg') -> ConfigDict:
