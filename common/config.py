@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from common.errors import UsageError, UserError
+from common.errors import DataError, UsageError, UserError
 
 CONFIG_FILE = 'config.json'
 
@@ -145,6 +145,16 @@ class RunRecord:
     groups: int | None
     data_dir: str
     environment: Mapping[str, Any]
+
+    def check_data(self, info: Mapping[str, Any], workdir: pathlib.Path) -> None:
+        """Raises DataError where a data set of that `info` is not the one that the run in `workdir` was trained on."""
+        now = json.loads(json.dumps(info))
+        changed = [key for key in {**self.info, **now} if self.info.get(key) != now.get(key)]
+        if changed:
+            raise DataError(
+                f'the data set is not the one that {workdir} was trained on: {", ".join(changed)} differ. '
+                'Prepare it again from the same files with the config of the run.'
+            )
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

@@ -364,6 +364,19 @@ def test_a_workdir_of_another_config_or_task_is_refused(script, trained, run, tm
     assert (run / 'config.json').read_bytes() == before
 
 
+def test_a_run_notices_that_its_data_set_was_prepared_from_other_files(script, trained, run, raw, tmp_path):
+    def other_lesions(table):
+        return table.assign(lesion_id=table.groupby('dx').lesion_id.transform(lambda ids: ids.to_numpy()[::-1]))
+
+    change_metadata(raw, other_lesions)
+    data = f'--data_dir={tmp_path}/data'
+    assert script('prepare', SMALL[0], f'--raw_dir={raw}', data).status == 0
+    words = (f'the data set is not the one that {run} was trained on', 'examples', 'Prepare it again')
+    assert_refused(script('evaluate', f'--workdir={run}', data), 1, *words)
+    again = (*SMALL, f'--config.dataset.raw_dir={raw}', data, f'--workdir={run}')
+    assert_refused(script('train', *again), 1, *words)
+
+
 def remove_checkpoints(run: pathlib.Path) -> None:
     shutil.rmtree(run / 'checkpoints')
 

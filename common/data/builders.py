@@ -109,8 +109,15 @@ def load_images(dataset: ConfigDict, data_dir: pathlib.Path) -> Dataset:
             },
             records=records.drop(columns='label'),
         )
-    info = {'dataset': dataset.name, 'class_names': class_names, 'image_shape': list(decoding.shape)}
+    examples = {name: _fingerprint(records) for name, (_, records) in parts.items()}
+    shape = list(decoding.shape)
+    info = {'dataset': dataset.name, 'class_names': class_names, 'image_shape': shape, 'examples': examples}
     return Dataset(splits=splits, info=info)
+
+
+def _fingerprint(records: pd.DataFrame) -> str:
+    """Of the names and labels of a split's images, so that a run can tell whether they are still those it knows."""
+    return hashlib.sha256('\n'.join(records['name'] + '\t' + records['label']).encode()).hexdigest()[:16]
 
 
 def prepared_path(dataset: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.data.dataset import Dataset, Split
-from common.errors import DataError, UsageError
+from common.errors import UsageError
 from common.evaluation.predict import explain, predict, restore_all
 from common.evaluation.report.page import Page, write_page
 from common.evaluation.report.run import averaged_section, run_section
@@ -121,9 +121,7 @@ class _Panel:
 
 def _dataset(run: Run, data_dir: pathlib.Path | None) -> Dataset:
     dataset = type(run.task).load(run.record.config, data_dir or pathlib.Path(run.record.data_dir))
-    if json.loads(json.dumps(dataset.info)) != run.record.info:
-        difference = _difference(dataset.info, run)
-        raise DataError(f'the data set is not the one that {run.workdir} was trained on: {difference}')
+    run.record.check_data(dataset.info, run.workdir)
     return dataset
 
 
@@ -147,8 +145,3 @@ def headlines(result: Mapping[str, Any]) -> list[str]:
             note = f'  [{low_high[0]:.4f}, {low_high[1]:.4f}]' if low_high else ''
             lines.append(f'{name:28} {value:.4f}{note}')
     return lines
-
-
-def _difference(info: Mapping[str, Any], run: Run) -> str:
-    keys = [key for key in {**info, **run.record.info} if info.get(key) != run.record.info.get(key)]
-    return f'{", ".join(keys)} differ. Prepare it again with the config of the run.'

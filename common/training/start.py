@@ -62,6 +62,7 @@ def _own_record(training: Training, workdir: pathlib.Path) -> RunRecord | None:
                 f'{workdir} holds a run of another config:\n  ' + '\n  '.join(changed) + '\n'
                 'Give the same values to go on with it, or another --workdir.'
             )
+        record.check_data(training.dataset.info, workdir)
         settle(record.environment.get('convolutions', {}))
         return record
     if (workdir / FOLDER).exists():
