@@ -10,10 +10,11 @@ from common.losses import classification_loss
 
 
 def get_config(variant: str = 'cnn') -> ConfigDict:
-    """What the variants have in common: adjustment to rare classes, augmentation that turns images any way round."""
+    """What the variants have in common: balanced sampling, and augmentation that turns images any way round."""
     config = base_config()
     config.task = 'lesion'
     config.dataset = image_dataset('ham10000', image_size=(96, 128))
+    config.data.sampling = 'balanced'
     config.augment = ConfigDict(
         {
             'rotation': 180.0,
@@ -26,7 +27,6 @@ def get_config(variant: str = 'cnn') -> ConfigDict:
         }
     )
     config.loss = classification_loss()
-    config.loss.logit_adjustment = 1.0
     config.optimizer.weight_decay = 1e-2
     config.schedule.warmup = '1epochs'
     config.monitor.metric = 'balanced_accuracy'
@@ -60,6 +60,9 @@ def _efficientnet_lite0(config: ConfigDict) -> None:
     config.ema_decay = 0.998
     config.init_from = 'imagenet'
     config.model = ConfigDict({'name': 'efficientnet_lite0', 'dropout': 0.3, 'drop_connect': 0.2})
+    # Balanced sampling, with which networks from scratch do better, overfits the few images of rare classes here.
+    config.data.sampling = 'uniform'
+    config.loss.logit_adjustment = 1.0
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 5e-2
     config.optimizer.scales = (('backbone', 0.3),)
