@@ -119,7 +119,7 @@ class ClassificationTask(Task):
         return [{**batch, 'image': image} for image in VIEWS[name](batch['image'])]
 
     def average(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Logits whose softmax is the mean of the views' probabilities."""
+        """Logits whose softmax is the mean of the probabilities."""
         log_probabilities = jax.nn.log_softmax(outputs['logits'])
         return {'logits': jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(log_probabilities))}
 

@@ -49,7 +49,12 @@ class Members:
 
 
 def average(task: Task, said: Sequence[Predictions]) -> Predictions:
-    """What several models say together: the average as the task takes it, and the mean of their losses."""
+    """What several models say together: the average as the task takes it, and the mean of their losses.
+
+    What a single one says stays as it is.
+    """
+    if len(said) == 1:
+        return said[0]
     stacked = {name: np.stack([one[name] for one in said]) for name in said[0]}
     loss = {'loss': stacked.pop('loss').mean(0)} if 'loss' in stacked else {}
     return {name: np.asarray(output) for name, output in task.average(stacked).items()} | loss

@@ -85,7 +85,7 @@ class Task(abc.ABC):
         raise UsageError(f'--views={name}: the task {self.config.task!r} has no views')
 
     def average(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """What `outputs` gave for each view, or each of several runs, [views, batch, ...], as one [batch, ...]."""
+        """What `outputs` gave for each view, seed or run, [views, batch, ...], as one [batch, ...]."""
         return {name: output.mean(0) for name, output in outputs.items()}
 
     def step_metrics(self, outputs: Tree, batch: Batch) -> dict[str, Array]:

@@ -34,7 +34,7 @@ def main() -> None:
     splits = [run.task.read_inputs(paths) for run in runs]  # each as its own model wants it
     said = [predict(run, split) for run, split in zip(runs, splits, strict=True)]
     task = runs[0].task
-    task.write_predictions(average(task, said) if len(said) > 1 else said[0], splits[0], output)
+    task.write_predictions(average(task, said), splits[0], output)
     print(f'{len(splits[0])} predictions: {output}')
 
 

@@ -14,7 +14,7 @@ from common.data.dataset import Split
 from common.evaluation.predict import predict
 from common.evaluation.restore import restore
 from common.evaluation.views import CROP, VIEWS, dihedral, flip, ten_crop
-from common.members import Members
+from common.members import Members, average
 from common.task import Task
 from tests.conftest import Trained, run_script
 
@@ -93,6 +93,7 @@ def test_members_of_an_ensemble_are_averaged_as_views_and_runs_are() -> None:
     together = Members([0, 1], by_group=False).combine(Average(), said, [np.arange(6)] * 2)  # type: ignore[arg-type]
     np.testing.assert_allclose(softmax(together['logits'], -1), softmax(logits, -1).mean(0), atol=1e-6)
     np.testing.assert_allclose(together['loss'], loss.mean(0), rtol=1e-6)
+    assert average(Average(), said[:1]) is said[0]  # type: ignore[arg-type]
 
 
 def test_without_views_of_its_own_a_task_refuses_them(trained: Trained) -> None:

@@ -303,6 +303,7 @@ def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
         ('--config.batch_size=8.5', 2, ['--config.batch_size=8.5', 'int']),
         ('--config.batch_size=0', 2, ['config.batch_size is 0; it must be at least 1']),
         ('--config.batch_size=18', 2, ['config.batch_size 18 does not divide over 4 devices']),
+        ('--config.accumulate_steps=16', 2, ['batch_size 16 does not divide over 4 devices and 16 parts']),
         ('--config.batch_size=512', 1, ['training examples are fewer than one batch of 512']),
         ('--config.steps_per_dispatch=-1', 2, ['config.steps_per_dispatch is -1']),
         ('--config.accumulate_steps=3', 2, ['config.accumulate_steps is 3']),

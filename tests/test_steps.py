@@ -203,6 +203,15 @@ def test_accumulating_over_parts_equals_the_whole_batch(toy_data, devices):
     assert_close(same, metrics, 1e-5)
 
 
+def test_parts_are_as_many_as_keep_to_the_cache_where_the_config_leaves_them_open(toy_data):
+    values = {'batch_size': 64, 'model__dropout': 0.3}  # BatchNorm's statistics tell how the batch was cut
+    open_, metrics = take_steps(toy(toy_data, accumulate_steps=0, **values), 0, 3)
+    two, same = take_steps(toy(toy_data, accumulate_steps=2, **values), 0, 3)
+    whole, _ = take_steps(toy(toy_data, **values), 0, 3)
+    jax.tree.map(np.testing.assert_array_equal, (open_.params, metrics), (two.params, same))
+    assert not np.array_equal(open_.params['Dense_0']['kernel'], whole.params['Dense_0']['kernel'])
+
+
 def test_steps_in_one_dispatch_equal_single_steps(toy_data):
     single, metrics = take_steps(toy(toy_data, 2, ema_decay=0.9), 0, 10)
     together, same = take_steps(toy(toy_data, 2, ema_decay=0.9, steps_per_dispatch=4), 0, 10)  # 4 + 4 + 1 + 1

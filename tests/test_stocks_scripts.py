@@ -1,10 +1,14 @@
 """The stocks task through the launch scripts: trained, judged, walked forward, applied to a new file."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
 import pytest
+
+from common.processor import cores
+from tests.conftest import start_script
 
 SMALL = (
     '--config.dataset.window=10',
@@ -55,6 +59,18 @@ def test_demo_prices_are_trained_judged_and_forecast(script, folders, tmp_path, 
     ended = script('predict', f'--workdir={run}', f'--inputs={tmp_path}/IBM.csv', f'--output={tmp_path}/next.csv')
     assert ended.status == 0, ended.stderr
     assert pd.read_csv(tmp_path / 'next.csv')['ticker'].tolist() == ['IBM']
+
+
+def test_a_training_divides_the_cpu_by_itself(script, folders, tmp_path):
+    data, _ = folders
+    flags = ['--config=stocks/configs/demo.py', *SMALL, f'--data_dir={data}', f'--workdir={tmp_path}/run']
+    assert script('prepare', flags[0], f'--data_dir={data}').status == 0
+    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    process = start_script('train', *flags, env=environment)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    devices = json.loads((tmp_path / 'run/config.json').read_text())['environment']['devices']
+    assert len(devices) == min(cores(), 2)  # 16 of 32 rows each
 
 
 def test_walking_forward_trains_and_judges_every_period(script, folders):

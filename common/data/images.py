@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import fcntl
 import io
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from common.errors import DataError, UsageError
+from common.processor import cores
 
 VERSION = 1  # part of the cache's name: raise it when `decode_image` gives other pixels for the same bytes
 RESIZES = ('stretch', 'crop', 'pad')
@@ -155,7 +155,7 @@ def _write_decoded(records: Records, path: pathlib.Path, decoding: Decoding) -> 
 
 def in_threads[T, R](function: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
     """`map` in threads (Pillow and hashlib release the interpreter lock), with a progress bar on a terminal."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
         results = pool.map(function, items)
         return list(tqdm(results, title, total=len(items), disable=None, leave=False))
 

@@ -109,7 +109,7 @@ class _Panel:
             predict(run, dataset.splits[split], dataset.tables, self._batch_size, views)
             for run, dataset in zip(self.runs, self._datasets, strict=True)
         ]
-        return average(self.runs[0].task, said) if len(said) > 1 else said[0]
+        return average(self.runs[0].task, said)
 
     def _explain(self, rows: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
         return [

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
 from jax import lax
+from tqdm import tqdm
 
 from common.nn import conv
 from common.nn.convolutions import bfloat16, chunks, depthwise, few_channels, pointwise, winograd
@@ -40,13 +41,12 @@ def check(layers: Mapping[Layer, str], cache: pathlib.Path) -> dict[str, str]:
     """
     file = cache / f'convolutions-{_fingerprint()}.json'
     known: dict[str, float] = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
-    found, ways = dict(known), {}
-    for layer, way in layers.items():
-        name = f'{layer} {way}'
-        if way != 'direct' and name not in found:
-            found[name] = distance(layer, way)
-        ways[str(layer)] = way
-        if found.get(name, 0.0) > TOLERANCE[layer.dtype]:
+    fast = {f'{layer} {way}': (layer, way) for layer, way in layers.items() if way != 'direct'}
+    new = tqdm([name for name in fast if name not in known], 'checking convolutions', disable=None, leave=False)
+    found = known | {name: distance(*fast[name]) for name in new}
+    ways = {str(layer): way for layer, way in layers.items()}
+    for name, (layer, _) in fast.items():
+        if found[name] > TOLERANCE[layer.dtype]:
             ways[str(layer)] = 'direct'
             warnings.warn(
                 f'the convolution {name} gives other numbers than the direct one on this machine (relative distance '

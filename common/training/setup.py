@@ -169,8 +169,9 @@ def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) 
     groups = task.members(train)
     members = members_of(config, None if groups is None else len(groups))
     plan = TrainingPlan(config, task.class_of(train), members, members.rows(task, train), len(parallel))
-    if config.batch_size % len(parallel):
-        raise UsageError(f'config.batch_size {config.batch_size} does not divide over {len(parallel)} devices')
+    if config.batch_size % (len(parallel) * max(config.accumulate_steps, 1)):
+        parts = f' and {config.accumulate_steps} parts' if config.accumulate_steps > 1 else ''
+        raise UsageError(f'config.batch_size {config.batch_size} does not divide over {len(parallel)} devices{parts}')
     total = number_of_steps(config.duration, steps_per_epoch=plan.steps_per_epoch, batch_size=config.batch_size)
     training = Training(
         config=config.copy_and_resolve_references(),
