@@ -14,7 +14,7 @@ from scipy.special import softmax
 from common.config import choose
 from common.data.audit import Audit
 from common.data.augment import augment, mix, validate
-from common.data.builders import is_prepared_images, load_images, prepare_images
+from common.data.builders import IN_TRAINING, is_prepared_images, load_images, prepare_images
 from common.data.dataset import Dataset, Split
 from common.data.images import Decoding, decode_image
 from common.data.raw import ImageSource, encoded_images
@@ -149,9 +149,9 @@ class ClassificationTask(Task):
         """See `common.evaluation.report.classification`."""
         self.write_predictions(evidence.predictions, evidence.split, evidence.directory / 'predictions.csv')
         concerns = [name for name in self.class_names if name.casefold() in self.classes_of_concern]
-        return reporting.classification_report(
-            evidence, self.class_names, concerns, self.subgroups(evidence.split.records)
-        )
+        records = evidence.split.records
+        partitions = {**_copies(records), **self.subgroups(records)}
+        return reporting.classification_report(evidence, self.class_names, concerns, partitions)
 
     def subgroups(self, records: pd.DataFrame) -> Mapping[str, pd.Series]:
         """Partitions of the examples whose parts the report judges one by one: by title, the part of each example."""
@@ -179,6 +179,13 @@ class ClassificationTask(Task):
         table = {'image': split.records['name'], 'label': label, 'predicted': names[probabilities.argmax(-1)]}
         table |= dict(zip(self.class_names, probabilities.T, strict=True))
         pd.DataFrame(table).to_csv(path, index=False, float_format='%.6f')
+
+
+def _copies(records: pd.DataFrame) -> dict[str, pd.Series]:
+    """The partition by whether an image was there to be learnt by heart, where some were."""
+    if IN_TRAINING not in records or records[IN_TRAINING].isna().any():
+        return {}
+    return {'the very image in training': records[IN_TRAINING].map({True: 'yes', False: 'no'})}
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:

@@ -2,7 +2,8 @@
 
 import csv
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from common.data.builders import load_images, prepare_images
 from common.data.dataset import Dataset
 from common.data.images import Decoding, decode_image
 from common.errors import DataError
+from common.findings import Evidence
 from expressions.configs import fer2013
 from expressions.datasets import SOURCES
 from expressions.synthetic import LOOKS, draw_face, draw_fer2013
@@ -153,6 +155,23 @@ def test_drop_duplicates_takes_from_training_what_stands_in_validation_or_test(t
     for name in ('validation', 'test'):
         assert content(kept)[name] == content(dropped)[name]
         assert not {p for p, _ in content(dropped)[name]} & {p for p, _ in content(dropped)['train']}
+
+        # While they are there, the report judges the images that training has seen apart from the others.
+        parts = [subgroups(dataset, name, tmp_path) for dataset in (kept, dropped)]
+        assert {key: row['examples'] for key, row in parts[0]['the very image in training'].items()} == {
+            'yes': 1,
+            'no': len(kept.splits[name]) - 1,
+        }
+        assert parts[1] == {}
+    assert subgroups(kept, 'train', tmp_path) == {}
+
+
+def subgroups(dataset: Dataset, split: str, directory: pathlib.Path) -> Mapping[str, Any]:
+    """Of the report on what a model says that takes every face for the same."""
+    examples = dataset.splits[split]
+    logits = np.zeros((len(examples), 7), np.float32)
+    evidence = Evidence(predictions={'logits': logits}, split=examples, calibration=None, directory=directory)
+    return Expressions(config_of(), {**dataset.info, 'class_counts': [1] * 7}).report(evidence).metrics['subgroups']
 
 
 def test_votes_become_soft_targets_and_the_label_stands_in_where_there_are_none(tmp_path: pathlib.Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from common.data.builders import is_prepared_images, load_images, prepare_images, prepared_path
+from common.data.builders import IN_TRAINING, is_prepared_images, load_images, prepare_images, prepared_path
 from common.data.folders import FOLDERS
 from common.data.images import Decoding, decode_image
 from common.errors import DataError, UsageError
@@ -239,23 +239,27 @@ def test_official_splits_are_kept_and_their_leaks_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('drop', 'gone'),
+    ('drop', 'gone', 'copies'),
     [
-        ({'drop_duplicates': True}, {'1', '2', '3'}),
-        ({'drop_contradictory': True}, {'3'}),
-        ({'drop_duplicates': True, 'drop_contradictory': True}, {'1', '2', '3'}),
+        ({}, set(), {'Test/cat/0.jpg', 'Test/dog/0.jpg'}),
+        ({'drop_duplicates': True}, {'1', '2', '3'}, set()),
+        ({'drop_contradictory': True}, {'3'}, {'Test/cat/0.jpg'}),
+        ({'drop_duplicates': True, 'drop_contradictory': True}, {'1', '2', '3'}, set()),
     ],
 )
-def test_dropping_takes_away_from_training_alone(tmp_path, drop, gone):
+def test_dropping_takes_away_from_training_alone_and_what_is_left_of_test_there_is_noted(tmp_path, drop, gone, copies):
     raw = write_folders(tmp_path / 'folders')
     # Without validation drawn, all of Train is training.
     fractions = {'train': 0.8, 'validation': 0.0, 'test': 0.2}
     settings = config(split_fractions=fractions, **drop)
     prepare_images(FOLDERS, settings, raw, tmp_path)
-    names = {name: set(split.records.name) for name, split in load_images(settings, tmp_path).splits.items()}
+    splits = load_images(settings, tmp_path).splits
+    names = {name: set(split.records.name) for name, split in splits.items()}
     everything = {f'Train/{label}/{i}.jpg' for label in ('cat', 'dog') for i in range(10)}
     assert everything - names['train'] == {f'Train/cat/{i}.jpg' for i in gone}
     assert len(names['test']) == 6
+    test = splits['test'].records
+    assert set(test.name[test.get(IN_TRAINING, pd.Series(False, test.index))]) == copies
 
 
 def test_preparations_live_side_by_side_and_sizes_share_one(raw, tmp_path):
@@ -347,7 +351,7 @@ def test_leftovers_are_never_taken_for_the_new_data(raw, tmp_path):
 def test_two_at_once_prepare_once(raw, tmp_path):
     script = (
         'import sys, pathlib; sys.path.insert(0, "tests")\n'
-        'from common.data.builders import prepare_images\n'
+        'from common.data.builders import IN_TRAINING, prepare_images\n'
         'from lesion.datasets import HAM10000\n'
         'from test_prepare_images import config\n'
         'prepare_images(HAM10000, config(), *map(pathlib.Path, sys.argv[1:]))\n'

@@ -1,6 +1,7 @@
 """Raw image sets to prepared ones, audited and split; and prepared ones to the arrays that training reads."""
 
 import contextlib
+import dataclasses
 import hashlib
 import pathlib
 import shutil
@@ -18,6 +19,7 @@ from common.data.splits import complete_splits
 from common.errors import DataError, UsageError
 
 SPLITS = ('train', 'validation', 'test')
+IN_TRAINING = 'in_training'  # a fact of images outside training: whether their very bytes are in training too
 
 
 def prepare_images(
@@ -86,7 +88,7 @@ def load_images(dataset: ConfigDict, data_dir: pathlib.Path) -> Dataset:
     """The prepared set: columns `image` uint8 [examples, height, width, channels] and `label` int32 [examples].
 
     The first call for an image size decodes all images into a memory-mapped file. Rows are sorted by name;
-    `records` holds `name`, `group` and the facts of the publisher's table.
+    `records` holds `name`, `group`, the facts of the publisher's table, and IN_TRAINING.
 
     Raises:
       DataError: where the set is not prepared.
@@ -178,7 +180,19 @@ def _examine(
     absent = [name for name in found.class_names if counts.loc['train', name] == 0]
     if absent:
         raise DataError(f'{raw.path}: no training images are left of {", ".join(absent)}.')
-    return found, table
+    return _with_copies_noted(found, table), table
+
+
+def _with_copies_noted(found: RawImages, table: pd.DataFrame) -> RawImages:
+    """Adds the fact IN_TRAINING to the images of validation and test, unless it is true of none."""
+    training = table.split == 'train'
+    copies = table.digest[~training].isin(table.digest[training])
+    if not copies.any():
+        return found
+    images = list(found.images)
+    for row, copy in copies.items():
+        images[row] = dataclasses.replace(images[row], facts={**images[row].facts, IN_TRAINING: bool(copy)})
+    return dataclasses.replace(found, images=images)
 
 
 def _drop(table: pd.DataFrame, dataset: ConfigDict, audit: Audit) -> pd.DataFrame:
