@@ -54,6 +54,11 @@ def compute_dtype(precision: str) -> np.dtype:
     return jax.numpy.dtype(precision)
 
 
+def cpu_barrier(tree: Tree) -> Tree:
+    """`optimization_barrier` on a CPU, where XLA would fuse into slow loops or compute twice; nothing elsewhere."""
+    return jax.lax.platform_dependent(tree, cpu=jax.lax.optimization_barrier, default=lambda same: same)
+
+
 def environment() -> dict[str, Any]:
     """What a run's record says of the machine and the libraries."""
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')

@@ -372,3 +372,10 @@ def test_sense_is_accepted():
     for mixing in MIXES:
         validate(ConfigDict(EVERYTHING | mixing))
     validate({'rotation': 0, 'zoom': None, 'contrast': [1, 1], 'shift': 1})
+
+
+def test_programs_for_accelerators_hold_no_barrier():
+    images, keys = random_images(2, 6, 8, 3), keys_for(2)
+    step = jax.jit(lambda images, keys: augment(images, keys, EVERYTHING))
+    lowered = step.trace(images, keys).lower(lowering_platforms=('cuda',))
+    assert 'optimization_barrier' not in lowered.as_text()

@@ -24,9 +24,9 @@ __all__ = ['toy_data']  # a fixture
         (0.6e9, 'cpu', 37, 16),  # 37 is a prime
         (1e6, 'cpu', 1000, 50),
         (0.0, 'cpu', 3, 3),
-        (1e10, 'gpu', 1000, 50),
-        (3e10, 'tpu', 1000, 25),
-        (1e11, 'gpu', 1000, 1),
+        (1e11, 'gpu', 1000, 50),
+        (3e11, 'tpu', 1000, 25),
+        (1e12, 'gpu', 1000, 1),
     ],
 )
 def test_short_steps_share_a_dispatch(operations, platform, boundary, expected):

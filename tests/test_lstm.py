@@ -213,3 +213,11 @@ def test_initial_parameters_are_distributed_as_in_flax() -> None:
         np.testing.assert_allclose(kernel.T @ kernel, np.eye(64), atol=1e-5)
     assert np.std(params['input_kernel']) == pytest.approx(1 / np.sqrt(100), rel=0.03)
     assert not params['bias'].any()
+
+
+def test_programs_for_accelerators_hold_no_barrier() -> None:
+    model, x = LSTM(4, num_layers=2), normal(0, (3, 5, 2))
+    params = drawn_params(model, x)
+    step = jax.jit(jax.grad(lambda params: model.apply(params, x).sum()))
+    assert 'optimization_barrier' not in step.trace(params).lower(lowering_platforms=('cuda',)).as_text()
+    assert 'optimization_barrier' in step.lower(params).as_text()

@@ -24,6 +24,7 @@ import numpy as np
 from scipy.special import betaincinv
 
 from common.errors import UsageError
+from common.runtime import cpu_barrier
 from common.types import Array, Images, Keys
 
 _LIMITS = {
@@ -139,13 +140,13 @@ def resample(images: Images, matrix: Array) -> jax.Array:
     words = upper | wide[:, 1:, :-1] << 16 | wide[:, 1:, 1:] << 24
     place = (jnp.arange(batch)[:, None, None] * (height - 1) + y) * (width - 1) + x
     # Without the three barriers XLA for CPU packs, unpacks and masks inside the gather: 1.4 to 2 times slower.
-    words, place = jax.lax.optimization_barrier((words, place))
+    words, place = cpu_barrier((words, place))
     found = words.reshape(-1, channels).at[place].get(mode='promise_in_bounds')
-    found = jax.lax.optimization_barrier(found)
+    found = cpu_barrier(found)
     corners = [(found >> bits & 255).astype(jnp.float32) for bits in (0, 8, 16, 24)]
     top = corners[0] + (corners[1] - corners[0]) * x_weight
     bottom = corners[2] + (corners[3] - corners[2]) * x_weight
-    return jax.lax.optimization_barrier(top + (bottom - top) * y_weight)
+    return cpu_barrier(top + (bottom - top) * y_weight)
 
 
 def mix(inputs: Array, soft_labels: Array, keys: Keys, config: Mapping[str, Any]) -> tuple[Array, Array]:

@@ -5,7 +5,8 @@ and every weight gradient. The forward loop leaves the coefficients of the backw
 multiplies and adds. Layers may share one loop as a *wavefront*: in step `s` layer `l` is at time `s - l`, so that
 no layer waits for another within a step.
 
-Barriers keep XLA from fusing these pieces together again or computing them twice; they change no value.
+On a CPU, barriers keep XLA from fusing these pieces together again or computing them twice; they change no value. On
+other devices a step is to be as few kernels as can be, so there are none, and all that a step keeps is two arrays.
 """
 
 from collections.abc import Mapping
@@ -16,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
-from jax.lax import optimization_barrier
 
 from common.nn.layers import Dropout
+from common.runtime import cpu_barrier
 from common.types import Tree
 
 GATES = ('i', 'f', 'g', 'o')  # input, forget, candidate, output: the order of the 4 * hidden columns
@@ -119,12 +120,14 @@ def _layers_per_loop(batch: int) -> int:
 
 
 class _Saved(NamedTuple):
-    """What a layer keeps of its steps for the backward pass: each but `hidden` is a factor on a gradient."""
+    """What a layer keeps of its steps for the backward pass.
+
+    The factors are those on the gradients to the gates, from the cell (i, f, g) or the hidden state (o); from the
+    hidden state to the cell; and from the cell to the previous one.
+    """
 
     hidden: jax.Array  # [steps, batch, hidden]
-    to_gates: jax.Array  # [steps, batch, 4, hidden], from the cell (i, f, g) or the hidden state (o)
-    to_cell: jax.Array  # [steps, batch, hidden], from the hidden state
-    to_previous_cell: jax.Array  # [steps, batch, hidden], from the cell
+    factors: jax.Array  # [steps, batch, 6, hidden]
 
 
 @jax.custom_vjp
@@ -136,11 +139,11 @@ def _run(x: jax.Array, layers: tuple[Weights, ...]) -> jax.Array:
 def _run_forward(x: jax.Array, layers: tuple[Weights, ...]) -> tuple[jax.Array, Tree]:
     dtype, wide, lag = x.dtype, _wide(x.dtype), len(layers) - 1
     x = jnp.pad(x, ((0, lag), (0, 0), (0, 0)))  # the bottom layer idles while the top one ends
-    kernels = optimization_barrier(_loop_kernels(dtype, layers))
+    kernels = cpu_barrier(_loop_kernels(dtype, layers))
     biases = [layer.bias.astype(wide) for layer in layers]
     # What each layer adds to its product. Without a bias a cell whose inputs are zero stays at zero, and that is
     # where an upper layer must be when the wave reaches it.
-    addends = [optimization_barrier(_product(x, layers[0].input_kernel.astype(dtype)) + biases[0])]
+    addends = [cpu_barrier(_product(x, layers[0].input_kernel.astype(dtype)) + biases[0])]
     for level in range(1, len(layers)):
         reached = np.arange(len(x))[:, None, None] >= level
         addends.append(jnp.where(reached, biases[level], 0))
@@ -149,11 +152,11 @@ def _run_forward(x: jax.Array, layers: tuple[Weights, ...]) -> tuple[jax.Array, 
         states, saved = [], []
         for level, (hidden, cell) in enumerate(carry):
             if level > 0:
-                hidden = optimization_barrier(jnp.concatenate([carry[level - 1][0], hidden], axis=-1))
-            gates = _activate(optimization_barrier(_product(hidden, kernels[level])) + addends[level])
+                hidden = cpu_barrier(jnp.concatenate([carry[level - 1][0], hidden], axis=-1))
+            gates = _activate(cpu_barrier(_product(hidden, kernels[level])) + addends[level])
             state, factors = _advance(gates, cell)
             states.append((state[0].astype(dtype), state[1]))
-            saved.append(_Saved(states[level][0], *(factor.astype(dtype) for factor in factors)))
+            saved.append(_Saved(states[level][0], factors.astype(dtype)))
         return tuple(states), tuple(saved)
 
     shape = (x.shape[1], layers[0].recurrent_kernel.shape[0])
@@ -167,7 +170,7 @@ def _run_backward(residuals: Tree, output_gradient: jax.Array) -> tuple[jax.Arra
     dtype, wide, lag = x.dtype, _wide(x.dtype), len(layers) - 1
     _, batch, hidden_size = saved[0].hidden.shape
     output_gradient = jnp.pad(output_gradient.astype(wide), ((lag, 0), (0, 0), (0, 0)))
-    kernels = optimization_barrier(tuple(kernel.T for kernel in _loop_kernels(dtype, layers)))
+    kernels = cpu_barrier(tuple(kernel.T for kernel in _loop_kernels(dtype, layers)))
     is_output_gate = np.array([gate == 'o' for gate in GATES])[:, None]
 
     def step(carry: Tree, inputs: Tree) -> tuple[Tree, Tree]:
@@ -175,12 +178,12 @@ def _run_backward(residuals: Tree, output_gradient: jax.Array) -> tuple[jax.Arra
         gate_gradients, products, cell_gradients = [], [], []
         for level, (hidden_gradient, cell_gradient) in enumerate(carry):
             if level == lag:
-                hidden_gradient = optimization_barrier(hidden_gradient + output_gradient)
-            to_gates, to_cell, to_previous_cell = factors[level]
-            cell_gradient = optimization_barrier(cell_gradient + hidden_gradient * to_cell)
+                hidden_gradient = cpu_barrier(hidden_gradient + output_gradient)
+            to_gates, to_cell, to_previous_cell = factors[level][:, :4], factors[level][:, 4], factors[level][:, 5]
+            cell_gradient = cpu_barrier(cell_gradient + hidden_gradient * to_cell)
             sources = jnp.where(is_output_gate, hidden_gradient[:, None], cell_gradient[:, None])
-            gate_gradients.append(optimization_barrier((sources * to_gates).reshape(batch, -1).astype(dtype)))
-            products.append(optimization_barrier(_product(gate_gradients[level], kernels[level])))
+            gate_gradients.append(cpu_barrier((sources * to_gates).reshape(batch, -1).astype(dtype)))
+            products.append(cpu_barrier(_product(gate_gradients[level], kernels[level])))
             cell_gradients.append(cell_gradient * to_previous_cell)
         hidden_gradients = [product[:, -hidden_size:] for product in products]
         for level in range(lag):
@@ -188,11 +191,11 @@ def _run_backward(residuals: Tree, output_gradient: jax.Array) -> tuple[jax.Arra
         return tuple(zip(hidden_gradients, cell_gradients, strict=True)), tuple(gate_gradients)
 
     zero = jnp.zeros((batch, hidden_size), wide)
-    inputs = optimization_barrier(output_gradient), tuple(layer[1:] for layer in saved)
+    inputs = cpu_barrier(output_gradient), tuple(layer.factors for layer in saved)
     _, gate_gradients = jax.lax.scan(step, ((zero, zero),) * len(layers), inputs, reverse=True)
 
-    gate_gradients = optimization_barrier(gate_gradients)
-    bottom_kernel = optimization_barrier(layers[0].input_kernel.astype(dtype).T)
+    gate_gradients = cpu_barrier(gate_gradients)
+    bottom_kernel = cpu_barrier(layers[0].input_kernel.astype(dtype).T)
     x_gradient = _product(gate_gradients[0], bottom_kernel)[: len(x) - lag].astype(dtype)
     # Before its time 0 a layer's gradient means nothing; the states it would meet there are zero, and the sum
     # for the bias leaves it out. After its last time it is zero.
@@ -220,17 +223,17 @@ def _activate(z: jax.Array) -> jax.Array:
     """All gates by one tanh, since sigmoid(z) = tanh(z / 2) / 2 + 1 / 2."""
     is_candidate = np.repeat([gate == 'g' for gate in GATES], z.shape[-1] // len(GATES))
     scale, offset = np.where(is_candidate, 1, 0.5).astype(z.dtype), np.where(is_candidate, 0, 0.5).astype(z.dtype)
-    return optimization_barrier(jnp.tanh(z * scale) * scale + offset)
+    return cpu_barrier(jnp.tanh(z * scale) * scale + offset)
 
 
-def _advance(gates: jax.Array, cell: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
+def _advance(gates: jax.Array, cell: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """From activated gates and the cell: the new (hidden, cell), and the factors that `_Saved` keeps."""
     i, f, g, o = jnp.split(gates, len(GATES), axis=-1)
-    new_cell = optimization_barrier(f * cell + i * g)
-    squashed = optimization_barrier(jnp.tanh(new_cell))
-    to_gates = jnp.stack([g * i * (1 - i), cell * f * (1 - f), i * (1 - g * g), squashed * o * (1 - o)], axis=1)
-    factors = optimization_barrier((to_gates, o * (1 - squashed * squashed), f))
-    return (optimization_barrier(o * squashed), new_cell), factors
+    new_cell = cpu_barrier(f * cell + i * g)
+    squashed = cpu_barrier(jnp.tanh(new_cell))
+    to_gates = g * i * (1 - i), cell * f * (1 - f), i * (1 - g * g), squashed * o * (1 - o)
+    factors = cpu_barrier(jnp.stack([*to_gates, o * (1 - squashed * squashed), f], axis=1))
+    return (cpu_barrier(o * squashed), new_cell), factors
 
 
 def _previous(states: jax.Array) -> jax.Array:
@@ -241,7 +244,7 @@ def _previous(states: jax.Array) -> jax.Array:
 def _sum_outer(inputs: jax.Array, gradient: jax.Array) -> jax.Array:
     """The weight gradient inputs^T gradient, summed over steps and batch by one product."""
     # The transpose is written out first: as an operand it is slow on a CPU.
-    transposed = optimization_barrier(inputs.reshape(-1, inputs.shape[-1]).T)
+    transposed = cpu_barrier(inputs.reshape(-1, inputs.shape[-1]).T)
     return _product(transposed, gradient.reshape(-1, gradient.shape[-1]))
 
 

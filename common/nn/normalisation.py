@@ -9,7 +9,8 @@ from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
 from jax import lax
 
-from common.nn.convolutions.chunks import at_least_float32, cpu_barrier
+from common.nn.convolutions.chunks import at_least_float32
+from common.runtime import cpu_barrier
 
 RANGES = {'relu': (0, None), 'relu6': (0, 6), None: (None, None)}  # of activations, by name
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from common.nn.convolutions.chunks import cpu_barrier
+from common.runtime import cpu_barrier
 
 
 def max_pool(

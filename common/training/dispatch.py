@@ -8,8 +8,8 @@ from common.processor import cores
 
 MOST = 50
 # Floating-point operations of a step that is too short, a few milliseconds' worth, and of the dispatch to fill.
-SHORT = {'cpu': 1e9, 'accelerator': 1e11}
-FILLED = {'cpu': 1e10, 'accelerator': 1e12}
+SHORT = {'cpu': 1e9, 'accelerator': 1e12}
+FILLED = {'cpu': 1e10, 'accelerator': 1e13}
 # Of a batch that a CPU takes at once: the fewest that are worth a device of their own, and the most that stay in cache.
 ROWS = (16, 32)
 
@@ -17,7 +17,8 @@ ROWS = (16, 32)
 def steps_per_dispatch(flops: float, platform: str, boundary: int) -> int:
     """What `config.steps_per_dispatch = 0` means: several where starting each would cost as much as computing it.
 
-    Starting a program takes about a millisecond on the host, whatever it computes.
+    Starting a program takes about a millisecond on the host, whatever it computes; and what XLA for GPUs does to
+    weights before their convolutions, it does once a dispatch.
 
     Args:
       flops: of one step.

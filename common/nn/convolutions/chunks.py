@@ -1,4 +1,4 @@
-"""Work on a batch in chunks that stay in a CPU's cache, and the barrier that keeps XLA from fusing across steps."""
+"""Work on a batch in chunks that stay in a CPU's cache."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from common.types import Tree
 
 
 def map_chunks(body: Callable[..., Any], limit: int, *arrays: jax.Array) -> Any:
@@ -29,11 +27,6 @@ def map_chunks(body: Callable[..., Any], limit: int, *arrays: jax.Array) -> Any:
     if batch != count * size:
         arrays = tuple(jnp.pad(a, ((0, count * size - batch), *((0, 0),) * (a.ndim - 1))) for a in arrays)
     return lax.map(lambda chunk: body(*chunk), tuple(a.reshape(count, size, *a.shape[1:]) for a in arrays))
-
-
-def cpu_barrier(tree: Tree) -> Tree:
-    """`lax.optimization_barrier` on a CPU, where XLA would fuse into slow loops or compute twice; nothing elsewhere."""
-    return lax.platform_dependent(tree, cpu=lax.optimization_barrier, default=lambda same: same)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
