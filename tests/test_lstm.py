@@ -215,9 +215,18 @@ def test_initial_parameters_are_distributed_as_in_flax() -> None:
     assert not params['bias'].any()
 
 
-def test_programs_for_accelerators_hold_no_barrier() -> None:
-    model, x = LSTM(4, num_layers=2), normal(0, (3, 5, 2))
+@pytest.mark.parametrize('time', [1, 4, 9])
+def test_the_loop_of_accelerators_gives_the_same(time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *arguments, cpu, default: default(*arguments))
+    with jax.enable_x64(True):
+        compare_with_flax((3, time, 4, 5, 2), jnp.float64, 1e-12)
+
+
+def test_programs_for_accelerators_hold_several_steps_a_turn_and_no_barrier() -> None:
+    model, x = LSTM(4, num_layers=2), normal(0, (3, 8, 2))
     params = drawn_params(model, x)
-    step = jax.jit(jax.grad(lambda params: model.apply(params, x).sum()))
-    assert 'optimization_barrier' not in step.trace(params).lower(lowering_platforms=('cuda',)).as_text()
-    assert 'optimization_barrier' in step.lower(params).as_text()
+    traced = jax.jit(jax.grad(lambda params: model.apply(params, x).sum())).trace(params)
+    here, there = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ('cpu', 'cuda'))
+    assert 'optimization_barrier' in here
+    assert 'optimization_barrier' not in there
+    assert there.count('stablehlo.dot_general') - here.count('stablehlo.dot_general') == 4 * 3  # two loops each way
