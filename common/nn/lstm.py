@@ -2,8 +2,7 @@
 
 What does not wait for another step is done for all steps at once, outside the loop: the projection of the inputs
 and every weight gradient. The forward loop leaves the coefficients of the backward one, which therefore only
-multiplies and adds. Layers may share one loop as a *wavefront*: in step `s` layer `l` is at time `s - l`, so that
-no layer waits for another within a step.
+multiplies and adds.
 
 On a CPU, barriers keep XLA from fusing these pieces together again or computing them twice; they change no value. On
 other devices a step should be few kernels: there are no barriers, and all that a step keeps is two arrays.
@@ -59,20 +58,14 @@ class LSTM(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps x [batch, time, features] to outputs [batch, time, hidden], twice as wide if bidirectional."""
         x = x.astype(canonicalize_dtype(x, jnp.zeros((), self.param_dtype), dtype=self.dtype))
-        separate = self.bidirectional or (train and self.dropout_rate > 0)
-        depth = 1 if separate else _layers_per_loop(x.shape[0])
-        for bottom in range(0, self.num_layers, depth):
-            if bottom > 0:
+        for level in range(self.num_layers):
+            if level > 0:
                 x = Dropout(self.dropout_rate)(x, train=train)
-            features, layers = x.shape[-1], []
-            for level in range(bottom, min(bottom + depth, self.num_layers)):
-                layers.append(self._weights(f'layer_{level}', features))
-                features = self.hidden_size
             inputs = x.swapaxes(0, 1)
-            outputs = _run(inputs, tuple(layers))
+            outputs = _run(inputs, self._weights(f'layer_{level}', x.shape[-1]))
             if self.bidirectional:
-                backward = self._weights(f'layer_{bottom}_backward', x.shape[-1])
-                outputs = jnp.concatenate([outputs, _run(inputs[::-1], (backward,))[::-1]], axis=-1)
+                backward = self._weights(f'layer_{level}_backward', x.shape[-1])
+                outputs = jnp.concatenate([outputs, _run(inputs[::-1], backward)[::-1]], axis=-1)
             x = outputs.swapaxes(0, 1)
         return x
 
@@ -110,15 +103,6 @@ def to_flax_cell(params: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
     return cell
 
 
-def _layers_per_loop(batch: int) -> int:
-    """How many stacked layers share one time loop.
-
-    A wavefront pays once the products of a step are large enough to run beside each other; below that, its wider
-    products and longer step cost more than they save.
-    """
-    return 2 if batch >= 256 else 1
-
-
 class _Saved(NamedTuple):
     """What a layer keeps of its steps for the backward pass.
 
@@ -131,83 +115,56 @@ class _Saved(NamedTuple):
 
 
 @jax.custom_vjp
-def _run(x: jax.Array, layers: tuple[Weights, ...]) -> jax.Array:
-    """Runs stacked layers over x [time, batch, features] in one loop; gives [time, batch, hidden] of the top one."""
-    return _run_forward(x, layers)[0]
+def _run(x: jax.Array, weights: Weights) -> jax.Array:
+    """One layer over x [time, batch, features]; gives [time, batch, hidden]."""
+    return _run_forward(x, weights)[0]
 
 
-def _run_forward(x: jax.Array, layers: tuple[Weights, ...]) -> tuple[jax.Array, Tree]:
-    dtype, wide, lag = x.dtype, _wide(x.dtype), len(layers) - 1
-    x = jnp.pad(x, ((0, lag), (0, 0), (0, 0)))  # the bottom layer idles while the top one ends
-    kernels = cpu_barrier(_loop_kernels(dtype, layers))
-    biases = [layer.bias.astype(wide) for layer in layers]
-    # What each layer adds to its product. Without a bias a cell whose inputs are zero stays at zero, and that is
-    # where an upper layer must be when the wave reaches it.
-    addends = [cpu_barrier(_product(x, layers[0].input_kernel.astype(dtype)) + biases[0])]
-    for level in range(1, len(layers)):
-        reached = np.arange(len(x))[:, None, None] >= level
-        addends.append(jnp.where(reached, biases[level], 0))
+def _run_forward(x: jax.Array, weights: Weights) -> tuple[jax.Array, Tree]:
+    dtype, wide = x.dtype, _wide(x.dtype)
+    recurrent_kernel = cpu_barrier(weights.recurrent_kernel.astype(dtype))
+    projected = cpu_barrier(_product(x, weights.input_kernel.astype(dtype)) + weights.bias.astype(wide))
 
-    def step(carry: Tree, addends: Tree) -> tuple[Tree, Tree]:
-        states, saved = [], []
-        for level, (hidden, cell) in enumerate(carry):
-            if level > 0:
-                hidden = cpu_barrier(jnp.concatenate([carry[level - 1][0], hidden], axis=-1))
-            gates = _activate(cpu_barrier(_product(hidden, kernels[level])) + addends[level])
-            state, factors = _advance(gates, cell)
-            states.append((state[0].astype(dtype), state[1]))
-            saved.append(_Saved(states[level][0], factors.astype(dtype)))
-        return tuple(states), tuple(saved)
+    def step(carry: Tree, projected: jax.Array) -> tuple[Tree, _Saved]:
+        hidden, cell = carry
+        gates = _activate(cpu_barrier(_product(hidden, recurrent_kernel)) + projected)
+        (hidden, cell), factors = _advance(gates, cell)
+        hidden = hidden.astype(dtype)
+        return (hidden, cell), _Saved(hidden, factors.astype(dtype))
 
-    shape = (x.shape[1], layers[0].recurrent_kernel.shape[0])
-    zero = jnp.zeros(shape, dtype), jnp.zeros(shape, wide)
-    saved = _loop(step, (zero,) * len(layers), tuple(addends))
-    return saved[-1].hidden[lag:], (x, layers, saved)
+    shape = (x.shape[1], weights.recurrent_kernel.shape[0])
+    saved = _loop(step, (jnp.zeros(shape, dtype), jnp.zeros(shape, wide)), projected)
+    return saved.hidden, (x, weights, saved)
 
 
-def _run_backward(residuals: Tree, output_gradient: jax.Array) -> tuple[jax.Array, tuple[Weights, ...]]:
-    x, layers, saved = residuals
-    dtype, wide, lag = x.dtype, _wide(x.dtype), len(layers) - 1
-    _, batch, hidden_size = saved[0].hidden.shape
-    output_gradient = jnp.pad(output_gradient.astype(wide), ((lag, 0), (0, 0), (0, 0)))
-    kernels = cpu_barrier(tuple(kernel.T for kernel in _loop_kernels(dtype, layers)))
+def _run_backward(residuals: Tree, output_gradient: jax.Array) -> tuple[jax.Array, Weights]:
+    x, weights, saved = residuals
+    dtype, wide = x.dtype, _wide(x.dtype)
+    kernel = cpu_barrier(weights.recurrent_kernel.astype(dtype).T)
     is_output_gate = np.array([gate == 'o' for gate in GATES])[:, None]
 
-    def step(carry: Tree, inputs: Tree) -> tuple[Tree, Tree]:
+    def step(carry: Tree, inputs: Tree) -> tuple[Tree, jax.Array]:
+        hidden_gradient, cell_gradient = carry
         output_gradient, factors = inputs
-        gate_gradients, products, cell_gradients = [], [], []
-        for level, (hidden_gradient, cell_gradient) in enumerate(carry):
-            if level == lag:
-                hidden_gradient = cpu_barrier(hidden_gradient + output_gradient)
-            to_gates, to_cell, to_previous_cell = factors[level][:, :4], factors[level][:, 4], factors[level][:, 5]
-            cell_gradient = cpu_barrier(cell_gradient + hidden_gradient * to_cell)
-            sources = jnp.where(is_output_gate, hidden_gradient[:, None], cell_gradient[:, None])
-            gate_gradients.append(cpu_barrier((sources * to_gates).reshape(batch, -1).astype(dtype)))
-            products.append(cpu_barrier(_product(gate_gradients[level], kernels[level])))
-            cell_gradients.append(cell_gradient * to_previous_cell)
-        hidden_gradients = [product[:, -hidden_size:] for product in products]
-        for level in range(lag):
-            hidden_gradients[level] += products[level + 1][:, :hidden_size]
-        return tuple(zip(hidden_gradients, cell_gradients, strict=True)), tuple(gate_gradients)
+        to_gates, to_cell, to_previous_cell = factors[:, :4], factors[:, 4], factors[:, 5]
+        hidden_gradient = cpu_barrier(hidden_gradient + output_gradient)
+        cell_gradient = cpu_barrier(cell_gradient + hidden_gradient * to_cell)
+        sources = jnp.where(is_output_gate, hidden_gradient[:, None], cell_gradient[:, None])
+        gate_gradient = cpu_barrier((sources * to_gates).reshape(len(sources), -1).astype(dtype))
+        product = cpu_barrier(_product(gate_gradient, kernel))
+        return (product, cell_gradient * to_previous_cell), gate_gradient
 
-    zero = jnp.zeros((batch, hidden_size), wide)
-    inputs = cpu_barrier(output_gradient), tuple(layer.factors for layer in saved)
-    gate_gradients = _loop(step, ((zero, zero),) * len(layers), inputs, reverse=True)
-
-    gate_gradients = cpu_barrier(gate_gradients)
-    bottom_kernel = cpu_barrier(layers[0].input_kernel.astype(dtype).T)
-    x_gradient = _product(gate_gradients[0], bottom_kernel)[: len(x) - lag].astype(dtype)
-    # Before its time 0 a layer's gradient means nothing; the states it would meet there are zero, and the sum
-    # for the bias leaves it out. After its last time it is zero.
-    gradients = []
-    for level, (layer, gate_gradient) in enumerate(zip(layers, gate_gradients, strict=True)):
-        gradient = Weights(
-            input_kernel=_sum_outer(x if level == 0 else _previous(saved[level - 1].hidden), gate_gradient),
-            recurrent_kernel=_sum_outer(_previous(saved[level].hidden), gate_gradient),
-            bias=gate_gradient[level:].sum((0, 1), wide),
-        )
-        gradients.append(jax.tree.map(lambda g, weights: g.astype(weights.dtype), gradient, layer))
-    return x_gradient, tuple(gradients)
+    zero = jnp.zeros(saved.hidden.shape[1:], wide)
+    inputs = cpu_barrier(output_gradient.astype(wide)), saved.factors
+    gate_gradients = cpu_barrier(_loop(step, (zero, zero), inputs, reverse=True))
+    input_kernel = cpu_barrier(weights.input_kernel.astype(dtype).T)
+    gradients = Weights(
+        input_kernel=_sum_outer(x, gate_gradients),
+        recurrent_kernel=_sum_outer(_previous(saved.hidden), gate_gradients),
+        bias=gate_gradients.sum((0, 1), wide),
+    )
+    gradients = jax.tree.map(lambda gradient, weights: gradient.astype(weights.dtype), gradients, weights)
+    return _product(gate_gradients, input_kernel).astype(dtype), gradients
 
 
 _run.defvjp(_run_forward, _run_backward)
@@ -220,12 +177,6 @@ def _loop(step: Callable, carry: Tree, inputs: Tree, reverse: bool = False) -> T
         return lambda carry, inputs: jax.lax.scan(step, carry, inputs, reverse=reverse, unroll=unroll)[1]
 
     return jax.lax.platform_dependent(carry, inputs, cpu=scan(1), default=scan(4))
-
-
-def _loop_kernels(dtype: Any, layers: tuple[Weights, ...]) -> tuple[jax.Array, ...]:
-    """One kernel a layer: the bottom one multiplies its own hidden state, the others that of the layer below too."""
-    upper = [jnp.concatenate([layer.input_kernel, layer.recurrent_kernel]) for layer in layers[1:]]
-    return tuple(kernel.astype(dtype) for kernel in (layers[0].recurrent_kernel, *upper))
 
 
 def _activate(z: jax.Array) -> jax.Array:
