@@ -187,6 +187,8 @@ def test_training_stops_early_when_patience_ends(fit, tmp_path):
     assert kept(tmp_path / 'run') == [8, 24]
     _, again = fit(tmp_path / 'run', monitor__patience=2, **values)
     assert (again.ended, again.step) == ('stopped early', 24)
+    _, longer = fit(tmp_path / 'run', monitor__patience=0, **values)
+    assert (longer.ended, longer.step) == ('complete', 100)
 
 
 def test_plateau_lowers_the_rate_and_a_resume_keeps_it(fit, tmp_path):

@@ -17,8 +17,15 @@ from common.training.initialise import Match, initialise, number_of_classes
 from common.training.loop import Progress
 from common.training.setup import Training, num_parameters
 
-# What may change between the halves of a run without changing its numbers.
-FREE = ('config.log_every', 'config.data.threads', 'config.data.transport', 'config.dataset.raw_dir')
+# What may change between the halves of a run without changing its numbers: a run that stopped early goes on without
+# patience as if it had never stopped.
+FREE = (
+    'config.log_every',
+    'config.data.threads',
+    'config.data.transport',
+    'config.dataset.raw_dir',
+    'config.monitor.patience',
+)
 
 
 def begin(

@@ -56,7 +56,7 @@ def _efficientnet_lite0(config: ConfigDict) -> None:
     config.dataset.image_size = (150, 200)
     config.dataset.normalisation = (127.0, 128.0)
     config.batch_size = 32
-    config.duration = '8epochs'
+    config.duration = '12epochs'
     config.ema_decay = 0.998
     config.init_from = 'imagenet'
     config.model = ConfigDict({'name': 'efficientnet_lite0', 'dropout': 0.3, 'drop_connect': 0.2})
@@ -65,7 +65,7 @@ def _efficientnet_lite0(config: ConfigDict) -> None:
     config.loss.logit_adjustment = 1.0
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 5e-2
-    config.optimizer.scales = (('backbone', 0.3),)
+    config.optimizer.scales = (('backbone', 0.5),)
 
 
 _TRUNK = {'widths': (32, 64, 128, 256), 'depth': (1, 1, 2, 2)}
