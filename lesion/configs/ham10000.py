@@ -52,7 +52,7 @@ def _cnn_lstm(config: ConfigDict) -> None:
 
 
 def _efficientnet_lite0(config: ConfigDict) -> None:
-    """EfficientNet-Lite0 from its ImageNet weights, sized for two CPU cores and half an hour."""
+    """EfficientNet-Lite0 from its ImageNet weights, sized for two CPU cores and three quarters of an hour."""
     config.dataset.image_size = (150, 200)
     config.dataset.normalisation = (127.0, 128.0)
     config.batch_size = 32
