@@ -187,8 +187,16 @@ def test_training_stops_early_when_patience_ends(fit, tmp_path):
     assert kept(tmp_path / 'run') == [8, 24]
     _, again = fit(tmp_path / 'run', monitor__patience=2, **values)
     assert (again.ended, again.step) == ('stopped early', 24)
-    _, longer = fit(tmp_path / 'run', monitor__patience=0, **values)
-    assert (longer.ended, longer.step) == ('complete', 100)
+
+
+def test_a_run_that_stopped_early_goes_on_without_patience_as_if_it_never_had(fit, tmp_path):
+    values = {'duration': '40steps', 'monitor__mode': 'max'}  # the loss falls, so it is never better
+    _, stopped = fit(tmp_path / 'run', monitor__patience=2, **values)
+    assert (stopped.ended, stopped.step) == ('stopped early', 24)
+    training, longer = fit(tmp_path / 'run', **values)
+    assert (longer.ended, longer.step) == ('complete', 40)
+    fit(tmp_path / 'other', **values)
+    assert_identical(*(restored(training, tmp_path / name)[0] for name in ('run', 'other')))
 
 
 def test_plateau_lowers_the_rate_and_a_resume_keeps_it(fit, tmp_path):

@@ -351,7 +351,7 @@ def test_leftovers_are_never_taken_for_the_new_data(raw, tmp_path):
 def test_two_at_once_prepare_once(raw, tmp_path):
     script = (
         'import sys, pathlib; sys.path.insert(0, "tests")\n'
-        'from common.data.builders import IN_TRAINING, prepare_images\n'
+        'from common.data.builders import prepare_images\n'
         'from lesion.datasets import HAM10000\n'
         'from test_prepare_images import config\n'
         'prepare_images(HAM10000, config(), *map(pathlib.Path, sys.argv[1:]))\n'
