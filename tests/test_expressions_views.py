@@ -73,7 +73,8 @@ def test_views_of_an_image_do_not_depend_on_its_batch(name: str) -> None:
     image = images()
     together, alone = jax.jit(VIEWS[name])(image), jax.jit(VIEWS[name])(image[1:])
     for both, one in zip(together, alone, strict=True):
-        np.testing.assert_array_equal(both[1:], one)
+        # Resizing is a product, and a processor may sum it in another order for another number of rows.
+        np.testing.assert_allclose(both[1:], one, rtol=1e-6, atol=1e-6 * np.abs(one).max())
 
 
 def test_the_average_is_that_of_probabilities() -> None:
