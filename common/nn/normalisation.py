@@ -93,14 +93,14 @@ def _forward(
     dtype: Any,
 ) -> tuple[Any, Any]:
     x = cpu_barrier(x)
-    # Without a barrier for each sum, XLA computes all that leads to it once more.
-    mean = cpu_barrier(_mean(at_least_float32(x)))
-    mean_square = cpu_barrier(_mean(jnp.square(at_least_float32(x))))
+    # Each sum has a barrier of its own before it: what two of them share, as x widened, XLA would write to memory.
+    mean, again = cpu_barrier((_mean(at_least_float32(x)), x))
+    mean_square, again = cpu_barrier((_mean(jnp.square(at_least_float32(again))), again))
     mean, mean_square = _over_devices((mean, mean_square), axis_name)
     var = jnp.maximum(mean_square - jnp.square(mean), 0)
     inverse = lax.rsqrt(var + epsilon)
     slope, intercept = cpu_barrier((scale * inverse, bias - mean * scale * inverse))
-    y = _line(x, slope, intercept, activation).astype(dtype)
+    y = _line(again, slope, intercept, activation).astype(dtype)
     return (y, mean, var), (x, scale, bias, mean, inverse, slope, intercept)
 
 
@@ -113,25 +113,21 @@ def _backward(
     scale and bias are this device's own sums: whoever takes the mean over devices adds them up.
     """
     x, scale, bias, mean, inverse, slope, intercept = residuals
-    g = cpu_barrier(cotangents[0])
-
-    def masked() -> jax.Array:
-        wide = at_least_float32(g)
-        if activation is None:
-            return wide
+    g, x = cpu_barrier((cotangents[0], x))
+    if activation is not None:
         low, high = RANGES[activation]
         y = at_least_float32(x) * slope + intercept
         inside = y > low if high is None else (y > low) & (y < high)
-        return jnp.where(inside, wide, 0)
-
-    mean_g = cpu_barrier(_mean(masked()))
-    mean_gn = (cpu_barrier(_mean(masked() * at_least_float32(x))) - mean * mean_g) * inverse
+        g = cpu_barrier(jnp.where(inside, g, jnp.zeros_like(g)))
+    mean_g, g, x = cpu_barrier((_mean(at_least_float32(g)), g, x))
+    mean_gx, g, x = cpu_barrier((_mean(at_least_float32(g) * at_least_float32(x)), g, x))
+    mean_gn = (mean_gx - mean * mean_g) * inverse
     count = x.size // x.shape[-1]
     scale_gradient, bias_gradient = (count * mean_gn).astype(scale.dtype), (count * mean_g).astype(bias.dtype)
     mean_g, mean_gn = _over_devices((mean_g, mean_gn), axis_name)
     # dx as g * slope + x * coefficient + constant: one multiply-add an element for each term.
     coefficient, constant = cpu_barrier((-slope * inverse * mean_gn, slope * (mean * inverse * mean_gn - mean_g)))
-    dx = masked() * slope + at_least_float32(x) * coefficient + constant
+    dx = at_least_float32(g) * slope + at_least_float32(x) * coefficient + constant
     return cpu_barrier(dx.astype(x.dtype)), scale_gradient, bias_gradient
 
 
