@@ -2,13 +2,17 @@
 
 import importlib.util
 import os
-import pathlib
 import sys
 from collections.abc import Mapping
 
 SWITCH = 'TRIPTYCH_PROCESS_SETTINGS'
-_HUGE_PAGES = 'glibc.malloc.hugetlb=1'
-_KERNEL_SETTING = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
+NEVER = 2**34  # bytes, more than one allocation takes
+# Huge pages for large arrays; and what an array has held stays with the process for the next one, in one heap for all
+# threads, where by default it goes back to the kernel, which clears every page again before the next step.
+TUNABLES = (
+    f'glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={NEVER}:glibc.malloc.trim_threshold={NEVER}'
+    ':glibc.malloc.arena_max=1'
+)
 
 
 def restart_with_settings() -> None:
@@ -25,23 +29,18 @@ def restart_with_settings() -> None:
 
 
 def wanted(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables to set: huge pages for large arrays, where jax will run on a CPU of a Linux that can give them.
+    """The variables to set where jax will run on a CPU under glibc; tunables that a release lacks it ignores.
 
     What the user has set already is left as it is.
     """
     if environment.get(SWITCH) == 'off' or 'GLIBC_TUNABLES' in environment:
         return {}
-    return {'GLIBC_TUNABLES': _HUGE_PAGES} if _has_huge_pages() and _runs_on_cpu(environment) else {}
+    return {'GLIBC_TUNABLES': TUNABLES} if _has_glibc() and _runs_on_cpu(environment) else {}
 
 
-def _has_huge_pages() -> bool:
-    """Whether malloc can ask for huge pages (glibc 2.35 can), and the kernel waits to be asked."""
-    if not sys.platform.startswith('linux') or 'CS_GNU_LIBC_VERSION' not in os.confstr_names:
-        return False
-    name, _, version = (os.confstr('CS_GNU_LIBC_VERSION') or '').partition(' ')
-    if name != 'glibc' or tuple(int(part) for part in version.split('.')[:2]) < (2, 35):
-        return False
-    return _KERNEL_SETTING.is_file() and '[madvise]' in _KERNEL_SETTING.read_text(encoding='ascii')
+def _has_glibc() -> bool:
+    name = 'CS_GNU_LIBC_VERSION'
+    return name in os.confstr_names and (os.confstr(name) or '').startswith('glibc')
 
 
 def _runs_on_cpu(environment: Mapping[str, str]) -> bool:

@@ -2,9 +2,11 @@
 
 import json
 import pathlib
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +97,7 @@ def test_contestants_take_turns() -> None:
 
     contestants = {'a': Contestant(go('a', 0.002), 64), 'b': Contestant(go('b', 1.0), 10)}
     samples = take_turns(contestants, repeats=3)
-    assert played[-6:] == [('a', 5), ('b', 1)] * 3
+    assert played[-12:] == [('a', 3), ('a', 5), ('b', 1), ('b', 1)] * 3
     assert samples == {'a': pytest.approx([32_000.0] * 3), 'b': pytest.approx([10.0] * 3)}
 
 
@@ -204,6 +206,23 @@ def test_an_absent_peer_says_so(training: Training, name: str) -> None:
 def test_a_peer_without_its_library_says_which(training: Training, tmp_path: pathlib.Path) -> None:
     script = tmp_path / 'peer.py'
     script.write_text('import a_library_that_nobody_has\n')
+    with pytest.raises(PeerUnavailableError, match='a_library_that_nobody_has'):
+        Peer('peer', script, sys.executable, training)
+
+
+def test_a_peer_that_ended_before_it_was_asked_says_which_too(
+    monkeypatch: pytest.MonkeyPatch, training: Training, tmp_path: pathlib.Path
+) -> None:
+    script = tmp_path / 'peer.py'
+    script.write_text('import a_library_that_nobody_has\n')
+    start = subprocess.Popen
+
+    def started_and_ended(*args: Any, **options: Any) -> Any:
+        process = start(*args, **options)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(subprocess, 'Popen', started_and_ended)
     with pytest.raises(PeerUnavailableError, match='a_library_that_nobody_has'):
         Peer('peer', script, sys.executable, training)
 

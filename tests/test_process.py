@@ -15,21 +15,15 @@ PLAIN = {name: value for name, value in os.environ.items() if name not in ('GLIB
 
 
 @pytest.fixture
-def capable(monkeypatch, tmp_path):
-    """A machine with huge pages to be had, and without an accelerator."""
-    setting = tmp_path / 'enabled'
-    setting.write_text('always [madvise] never\n')
-    monkeypatch.setattr(process, '_KERNEL_SETTING', setting)
-    monkeypatch.setattr(sys, 'platform', 'linux')
+def capable(monkeypatch):
+    """A machine with glibc, and without an accelerator."""
     monkeypatch.setattr(os, 'confstr_names', {'CS_GNU_LIBC_VERSION': 2})
     monkeypatch.setattr(os, 'confstr', lambda name: 'glibc 2.35')
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    return setting
 
 
-def test_huge_pages_are_asked_for_where_they_can_be_had(capable):
-    assert process.wanted({}) == {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
-    assert process.wanted({'JAX_PLATFORMS': 'cpu'}) == {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+def test_memory_is_kept_and_huge_pages_are_asked_for_where_glibc_can_be_told(capable):
+    assert process.wanted({}) == process.wanted({'JAX_PLATFORMS': 'cpu'}) == {'GLIBC_TUNABLES': process.TUNABLES}
 
 
 @pytest.mark.parametrize(
@@ -45,22 +39,37 @@ def test_the_switch_what_the_user_set_and_accelerators_leave_the_process_as_it_i
     assert process.wanted(environment) == {}
 
 
-@pytest.mark.parametrize('version', ['glibc 2.34', 'musl 1.2', ''])
-def test_other_libraries_leave_the_process_as_it_is(capable, monkeypatch, version):
-    monkeypatch.setattr(os, 'confstr', lambda name: version)
-    assert process.wanted({}) == {}
-
-
-def test_other_kernels_and_plugins_leave_the_process_as_it_is(capable, monkeypatch):
+def test_other_systems_and_plugins_leave_the_process_as_it_is(capable, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: name == 'jax_plugins')
     assert process.wanted({}) == {}
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    capable.write_text('[always] madvise never\n')
+    for version in ('musl 1.2', '', None):
+        monkeypatch.setattr(os, 'confstr', lambda name, version=version: version)
+        assert process.wanted({}) == {}
+    monkeypatch.setattr(os, 'confstr_names', {})
     assert process.wanted({}) == {}
-    capable.unlink()
-    assert process.wanted({}) == {}
-    monkeypatch.setattr(sys, 'platform', 'darwin')
-    assert process.wanted({}) == {}
+
+
+KEEPING = """
+    import ctypes, resource, sys
+    malloc, free = ctypes.CDLL(None).malloc, ctypes.CDLL(None).free
+    malloc.restype, free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    for step in range(10):
+        block = malloc(2**28)
+        ctypes.memset(block, 1, 2**28)
+        free(block)
+        if step == 0:
+            first = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - first)
+"""
+
+
+def test_under_the_tunables_an_array_finds_the_memory_of_the_last_one():
+    def faults(**settings: str) -> int:
+        command = [sys.executable, '-c', textwrap.dedent(KEEPING)]
+        return int(subprocess.check_output(command, env=PLAIN | settings))
+
+    assert faults(GLIBC_TUNABLES=process.TUNABLES) < 0.1 * faults()
 
 
 SCRIPT = """

@@ -6,6 +6,7 @@ A peer reads one JSON object a line and answers with one. First comes the specif
 {'unavailable': why} where this setting cannot be had.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,10 +24,11 @@ from common.benchmark.rates import Contestant
 from common.config import plain
 from common.errors import UserError
 from common.evaluation.restore import example_inputs
+from common.process import TUNABLES
 from common.training.setup import Training, num_parameters
 
-# Huge pages for both sides; XLA_FLAGS are ours, and another library's XLA would stop at those it does not know.
-ENVIRONMENT = {'THP_MEM_ALLOC_ENABLE': '1', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+# The same settings for both sides; XLA_FLAGS are ours, and another library's XLA would stop at those it does not know.
+ENVIRONMENT = {'THP_MEM_ALLOC_ENABLE': '1', 'GLIBC_TUNABLES': TUNABLES}
 PRIVATE = ('XLA_FLAGS', 'PYTHONPATH')
 
 
@@ -122,7 +124,8 @@ class Peer:
     def close(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # what one that has ended was never told
+                    stream.close()
         self._process.kill()
         self._process.wait()
         self._stderr.close()

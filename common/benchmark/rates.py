@@ -26,11 +26,14 @@ def take_turns[Name](contestants: Mapping[Name, Contestant], repeats: int) -> di
     """Examples a second of each contestant in each of `repeats` turns, by the contestants' names.
 
     Before the first turn everyone runs twice, to warm up and to tell how much work makes a turn of about a second.
+    Every turn begins with half as much off the clock: steps after a pause are not those of a training that goes on,
+    for meanwhile the system may have taken memory back.
     """
     counts = {name: _warmed_up(contestant)[0] for name, contestant in contestants.items()}
     rates: dict[Name, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, contestant in contestants.items():
+            contestant.go(math.ceil(counts[name] / 2))
             rates[name].append(counts[name] * contestant.examples / contestant.go(counts[name]))
     return rates
 
