@@ -66,6 +66,8 @@ def convolve_by_hand(x, w):
         ('winograd', 7, 5, 6, 3, 5),
         ('winograd', 3, 1, 9, 2, 2),
         ('winograd_weight_gradient', 5, 4, 13, 8, 4),
+        ('bfloat16', 5, 4, 13, 8, 4),
+        ('bfloat16', 3, 1, 9, 2, 3),
         ('shifted', 7, 5, 6, 1, 4),
         ('shifted', 1, 1, 9, 2, 3),
         ('im2col_weight_gradient', 3, 7, 4, 3, 5),
@@ -83,10 +85,12 @@ def test_every_way_is_exact_in_float64(float64, way, batch, height, width, chann
     assert_close(result_and_gradients(convolution(way), x, w, g), expected, 1e-12)
 
 
-@pytest.mark.parametrize(('way', 'batch'), [('winograd', 14), ('winograd', 67), ('shifted', 14), ('shifted', 67)])
+@pytest.mark.parametrize('batch', [14, 67])
+@pytest.mark.parametrize('way', ['winograd', 'shifted', 'bfloat16'])
 def test_a_batch_may_be_cut_into_any_chunks(float64, monkeypatch, way, batch):
     monkeypatch.setattr('common.nn.convolutions.winograd.TILES_PER_CHUNK', 4 * 7)
     monkeypatch.setattr('common.nn.convolutions.few_channels.PIXELS_PER_CHUNK', 7 * 7 * 7)
+    monkeypatch.setattr('common.nn.convolutions.bfloat16.PIXELS_PER_CHUNK', 7 * 7 * 7)
     x, w, g = draw(1, (batch, 7, 7, 2), (3, 3, 2, 4), (batch, 7, 7, 4))
     expected = result_and_gradients(convolution('direct'), x, w, g)
     assert_close(result_and_gradients(convolution(way), x, w, g), expected, 1e-12)
@@ -149,6 +153,17 @@ def test_the_choice_depends_on_shapes_and_dtype_alone():
     assert choice((0, 24, 24, 128), w) == 'direct'
     for change in ({'strides': (2, 1)}, {'padding': 'VALID'}, {'dilation': (1, 2)}, {'groups': 2}, {'dtype': jnp.int8}):
         assert choice(x, w, **change) == 'direct'
+
+
+def test_products_in_bfloat16_are_taken_where_they_outpace_winograds_saving():
+    def choice(batch, side, channels, speed, dtype=jnp.bfloat16):
+        x, w = (batch, side, side, channels), (3, 3, channels, channels)
+        return choose(x, w, (1, 1), 'SAME', (1, 1), 1, dtype, bfloat16_speed=speed)
+
+    assert choice(64, 48, 64, 2) == choice(64, 48, 64, 8) == choice(64, 12, 256, 8) == 'bfloat16'
+    assert choice(64, 12, 256, 2) == choice(64, 12, 256, 0) == 'winograd'
+    assert choice(2, 12, 256, 2) == 'bfloat16'  # too few tiles for Winograd's products
+    assert choice(64, 48, 64, 8, jnp.float32) == 'winograd'
 
 
 @pytest.mark.parametrize('way', WAYS)

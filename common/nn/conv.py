@@ -54,7 +54,7 @@ DIRECT = _Way(_direct, _direct_input_gradient, _direct_weight_gradient)
 WAYS = {
     'winograd': _Way(winograd.convolve, winograd.input_gradient, winograd.weight_gradient),
     'winograd_weight_gradient': _Way(_direct, _cpu_input_gradient, winograd.weight_gradient),
-    'bfloat16': _Way(_direct, bfloat16.input_gradient, winograd.weight_gradient),
+    'bfloat16': _Way(_direct, bfloat16.input_gradient, bfloat16.weight_gradient),
     'shifted': _Way(few_channels.convolve, _cpu_input_gradient, few_channels.weight_gradient, few_channels.MOST),
     'im2col_weight_gradient': _Way(_direct, _cpu_input_gradient, few_channels.weight_gradient, few_channels.MOST),
 }
@@ -75,7 +75,7 @@ def choose(
     groups: int,
     dtype: Any,
     *,
-    bfloat16_products: bool = False,
+    bfloat16_speed: float = 0,
 ) -> str:
     """The name of the way that 'auto' takes on a CPU, a pure function of its arguments.
 
@@ -87,7 +87,7 @@ def choose(
         dilation: of the kernel.
         groups: of the features.
         dtype: of both arrays.
-        bfloat16_products: whether the processor's own are to be had, see `bfloat16.available`.
+        bfloat16_speed: that of the processor's own products in bfloat16, see `bfloat16.speed`.
 
     Returns:
         'direct', or a key of `WAYS` or `OWN` that was measured to be faster.
@@ -98,12 +98,12 @@ def choose(
     batch, height, width, channels_in = x_shape
     if channels_in <= few_channels.MOST:
         return 'shifted' if channels_in == 1 else 'im2col_weight_gradient'
-    if bfloat16_products and dtype == jnp.bfloat16:
-        return 'bfloat16'
     gain = winograd.gain(height, width, channels_in, w_shape[3])
     tiles = winograd.tiles(batch, height, width)
-    # Products of fewer rows are bound by the cost of starting them.
-    if gain >= 1.2 and tiles >= 64:
+    enough = tiles >= 64  # products of fewer rows are bound by the cost of starting them
+    if dtype == jnp.bfloat16 and bfloat16_speed and not (enough and gain >= bfloat16_speed):
+        return 'bfloat16'
+    if enough and gain >= 1.2:
         return 'winograd'
     # XLA's own weight gradient is the slower the more pixels it sums over.
     return 'winograd_weight_gradient' if gain >= 0.85 and tiles >= 256 else 'direct'
@@ -152,14 +152,14 @@ def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
             kind = None
         if kind:
             layer = Layer(lhs.shape, rhs.shape, lhs.dtype.name, window_strides[0])
-            narrow = bfloat16.available()
-            way = path if path != 'auto' else way_of(layer, lambda: choose(*arguments, bfloat16_products=narrow))
+            speed = bfloat16.speed()
+            way = path if path != 'auto' else way_of(layer, lambda: choose(*arguments, bfloat16_speed=speed))
             if way == kind:
                 return OWN[way](lhs, rhs, window_strides)
             if kind == '3x3' and way in WAYS and lhs.shape[-1] <= WAYS[way].most_channels_in:
                 return _convolve(lhs, rhs, way)
         dtype = lhs.dtype
-        if path in ('auto', 'bfloat16') and dtype == jnp.bfloat16 and bfloat16.available():
+        if path in ('auto', 'bfloat16') and dtype == jnp.bfloat16 and bfloat16.speed():
             # As XLA does where it is not told otherwise; and where it is, this keeps to the region that is right.
             lhs, rhs = at_least_float32(lhs), at_least_float32(rhs)
         y = lax.conv_general_dilated(

@@ -62,7 +62,8 @@ def weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     rows, columns = _tiling(*x.shape[1:3])
 
     def body(x_chunk: jax.Array, g_chunk: jax.Array) -> Grid:
-        v = lax.optimization_barrier(_input_tiles(x_chunk, rows, columns))
+        # g waits for v, so that what is cut out of each for this chunk is still in the cache when it is transformed.
+        v, g_chunk = lax.optimization_barrier((_input_tiles(x_chunk, rows, columns), g_chunk))
         d = lax.optimization_barrier(
             _tiles(_pad(at_least_float32(g_chunk), 0, 4 * rows, 4 * columns), A, rows, columns)
         )
