@@ -88,7 +88,7 @@ def test_every_way_is_exact_in_float64(float64, way, batch, height, width, chann
 @pytest.mark.parametrize('batch', [14, 67])
 @pytest.mark.parametrize('way', ['winograd', 'shifted', 'bfloat16'])
 def test_a_batch_may_be_cut_into_any_chunks(float64, monkeypatch, way, batch):
-    monkeypatch.setattr('common.nn.convolutions.winograd.TILES_PER_CHUNK', 4 * 7)
+    monkeypatch.setattr('common.nn.convolutions.winograd.TILES_PER_CHUNK', (4 * 7, 4 * 7))
     monkeypatch.setattr('common.nn.convolutions.few_channels.PIXELS_PER_CHUNK', 7 * 7 * 7)
     monkeypatch.setattr('common.nn.convolutions.bfloat16.PIXELS_PER_CHUNK', 7 * 7 * 7)
     x, w, g = draw(1, (batch, 7, 7, 2), (3, 3, 2, 4), (batch, 7, 7, 4))

@@ -15,8 +15,9 @@ from jax import lax
 from common.nn.convolutions.chunks import at_least_float32, map_chunks
 
 # A chunk of the batch is transformed, multiplied and transformed back while it lies in the cache: 36 arrays of
-# this many rows. Whole batches take 3 to 8 times longer in the transforms.
-TILES_PER_CHUNK = 1152
+# this many rows. Whole batches take 3 to 8 times longer in the transforms; of smaller chunks XLA computes
+# too much in one thread.
+TILES_PER_CHUNK = (576, 1152)  # at least, at most
 
 B = np.array(
     [
@@ -69,7 +70,8 @@ def weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
         )
         return jax.tree.map(lambda left, right: left.T @ right, v, d)
 
-    u = jax.tree.map(lambda chunks: chunks.sum(0), map_chunks(body, TILES_PER_CHUNK // (rows * columns), x, g))
+    chunks = map_chunks(body, _chunk(rows, columns, x.shape[3] + g.shape[3]), x, g)
+    u = jax.tree.map(lambda products: products.sum(0), chunks)
     return jnp.stack([jnp.stack(row) for row in _sandwich(G.T, u)])
 
 
@@ -107,13 +109,19 @@ def _convolve(x: jax.Array, u: Grid, product: Callable[[jax.Array, jax.Array], j
         # Without this barrier XLA writes the result into the loop's output one scalar at a time.
         return lax.optimization_barrier(y.astype(x.dtype))
 
-    y = map_chunks(body, TILES_PER_CHUNK // (rows * columns), x)
+    y = map_chunks(body, _chunk(rows, columns, max(u[0][0].shape)), x)
     return y.reshape(-1, *y.shape[2:])[:batch]
 
 
 def _tiling(height: int, width: int) -> tuple[int, int]:
     """Rows and columns of 4x4 tiles that cover an image; the last ones may overhang."""
     return -(-height // 4), -(-width // 4)
+
+
+def _chunk(rows: int, columns: int, channels: int) -> int:
+    """Examples in a chunk: 1152 tiles where 64 channels are in use at the same time, fewer where more are."""
+    low, high = TILES_PER_CHUNK
+    return min(high, max(low, 64 * high // channels)) // (rows * columns)
 
 
 def _input_tiles(x: jax.Array, rows: int, columns: int) -> Grid:
