@@ -70,11 +70,12 @@ def _shifted(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
 
 def _input_gradient(g: jax.Array, w: jax.Array, x_shape: tuple[int, ...], stride: int) -> jax.Array:
     """Pixels of x at each offset within a stride meet taps of their own, so each offset is a convolution of g."""
-    before = [_padding(length, side, stride)[0] for length, side in zip(x_shape[1:3], w.shape[:2], strict=True)]
-    size = [-(-length // stride) for length in x_shape[1:3]]
-    margin = [side // stride + 1 for side in w.shape[:2]]
-    padded = jnp.pad(g, ((0, 0), *((m, m) for m in margin), (0, 0)))
-    padded = lax.optimization_barrier(padded)
+    before = [_before(length, side, stride) for length, side in zip(x_shape[1:3], w.shape[:2], strict=True)]
+    size = g.shape[1:3]
+    # How far the windows below reach beyond g.
+    low = [-((first - (side - 1)) // stride) for first, side in zip(before, w.shape[:2], strict=True)]
+    high = [(stride - 1 + first) // stride for first in before]
+    padded = lax.optimization_barrier(jnp.pad(g, ((0, 0), *zip(low, high, strict=True), (0, 0))))
 
     def at(row_offset: int, column_offset: int) -> jax.Array:
         terms = []
@@ -84,7 +85,7 @@ def _input_gradient(g: jax.Array, w: jax.Array, x_shape: tuple[int, ...], stride
                 for offset, first, tap in zip((row_offset, column_offset), before, (row, column), strict=True)
             )
             if not no_row and not no_column:
-                part = _window(padded, (down + margin[0], right + margin[1]), size, 1)
+                part = _window(padded, (down + low[0], right + low[1]), size, 1)
                 terms.append(at_least_float32(part) * at_least_float32(w[row, column, 0]))
         zero = jnp.zeros((x_shape[0], *size, x_shape[3]), at_least_float32(g).dtype)
         return lax.optimization_barrier((_sum(terms) if terms else zero).astype(g.dtype))
@@ -100,13 +101,9 @@ def _weight_gradient(x: jax.Array, g: jax.Array, w_shape: tuple[int, ...], strid
     """For each tap the sum of a product; a loop over taps, for written out they take minutes to compile."""
     taps = np.array(_taps(w_shape))
     # The pixels that a tap meets lie side by side in the part of x at the tap's offset within a stride.
-    height, width = (length + side // stride for length, side in zip(g.shape[1:3], w_shape[:2], strict=True))
     padded = _padded(x, w_shape, stride)
-    room = [max(stride * length - old, 0) for length, old in zip((height, width), padded.shape[1:3], strict=True)]
-    padded = jnp.pad(padded, ((0, 0), (0, room[0]), (0, room[1]), (0, 0)))
-    parts = [
-        _window(padded, (row, column), (height, width), stride) for row in range(stride) for column in range(stride)
-    ]
+    size = [length // stride for length in padded.shape[1:3]]
+    parts = [_window(padded, (row, column), size, stride) for row in range(stride) for column in range(stride)]
     parts = lax.optimization_barrier(jnp.stack(parts, axis=1))
     starts = jnp.stack([taps[:, 0] % stride * stride + taps[:, 1] % stride, *(taps // stride).T], axis=1)
 
@@ -128,15 +125,19 @@ def _taps(w_shape: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(row, column) for row in range(w_shape[0]) for column in range(w_shape[1])]
 
 
-def _padding(length: int, side: int, stride: int) -> tuple[int, int]:
-    """Pixels before and after, so that `ceil(length / stride)` windows fit."""
-    total = max((-(-length // stride) - 1) * stride + side - length, 0)
-    return total // 2, total - total // 2
+def _before(length: int, side: int, stride: int) -> int:
+    """Zeros before the first pixel: half of those with which `ceil(length / stride)` windows fit, rounded down."""
+    return max((-(-length // stride) - 1) * stride + side - length, 0) // 2
 
 
 def _padded(x: jax.Array, w_shape: tuple[int, ...], stride: int) -> jax.Array:
-    sides = (_padding(length, side, stride) for length, side in zip(x.shape[1:3], w_shape[:2], strict=True))
-    return lax.optimization_barrier(jnp.pad(x, ((0, 0), *sides, (0, 0))))
+    """x between zeros: whole strides, as many as all windows reach into; so forward and backward read the same."""
+    margins = []
+    for length, side in zip(x.shape[1:3], w_shape[:2], strict=True):
+        whole = stride * (-(-length // stride) + (side - 1) // stride)
+        before = _before(length, side, stride)
+        margins.append((before, whole - length - before))
+    return lax.optimization_barrier(jnp.pad(x, ((0, 0), *margins, (0, 0))))
 
 
 def _window(padded: jax.Array, start: tuple[int, int], size: list[int] | tuple[int, ...], stride: int) -> jax.Array:
