@@ -6,11 +6,11 @@ import sys
 from collections.abc import Mapping
 
 SWITCH = 'TRIPTYCH_PROCESS_SETTINGS'
-NEVER = 2**34  # bytes, more than one allocation takes
+_NEVER = 2**34  # bytes, more than one allocation takes
 # Huge pages for large arrays; and what an array has held stays with the process for the next one, in one heap for all
 # threads, where by default it goes back to the kernel, which clears every page again before the next step.
 TUNABLES = (
-    f'glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={NEVER}:glibc.malloc.trim_threshold={NEVER}'
+    f'glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={_NEVER}:glibc.malloc.trim_threshold={_NEVER}'
     ':glibc.malloc.arena_max=1'
 )
 

@@ -131,6 +131,17 @@ def step_of(convolve):
     return step, variables, x
 
 
+@pytest.mark.parametrize(
+    ('features', 'speed'), [('avx2 avx512f', 0), ('avx512f avx512_bf16', 2), ('avx512_bf16 amx_bf16', 8), ('', 0)]
+)
+def test_the_speed_of_bfloat16_is_that_of_the_processors_instructions(monkeypatch, features, speed):
+    monkeypatch.setattr(bfloat16, 'processor', lambda: {'model': 'any', 'features': features})
+    monkeypatch.setattr(bfloat16, '_KNOWN_RIGHT', jax.__version_info__[:2])
+    assert bfloat16.speed() == speed
+    monkeypatch.setattr(bfloat16, '_KNOWN_RIGHT', (0, 0))  # a release for which the region is not known
+    assert bfloat16.speed() == 0
+
+
 def test_products_in_bfloat16_keep_to_the_region(monkeypatch):
     monkeypatch.setattr(bfloat16, 'speed', lambda: 8)
     step, variables, x = step_of(convolution())
