@@ -1,5 +1,6 @@
 """The machine under a run: devices, compile cache, and the lifting of a per-device function over all of them."""
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from common import heap
 from common.errors import UsageError
 from common.processor import processor
 from common.types import Tree
@@ -89,6 +91,7 @@ class Lifted:
     def __init__(self, mapped: Any, options: Options | None):
         self._mapped, self._options = mapped, options
         self._compiled: dict[Hashable, jax.stages.Compiled] = {}
+        self._called = False  # the first call compiles, where jax itself keeps what is compiled
 
     def lower(self, *arguments: Tree) -> jax.stages.Lowered:
         return self._mapped.lower(*arguments)
@@ -96,11 +99,14 @@ class Lifted:
     def compile(self, *arguments: Tree) -> jax.stages.Compiled:
         """Compiled ahead of time for such arguments."""
         lowered = self.lower(*arguments)
-        return compile_with(lowered, self._options(lowered) if self._options else None)
+        with heap.compiling():
+            return compile_with(lowered, self._options(lowered) if self._options else None)
 
     def __call__(self, *arguments: Tree) -> Any:
         if not self._options:
-            return self._mapped(*arguments)
+            with contextlib.nullcontext() if self._called else heap.compiling():
+                self._called = True
+                return self._mapped(*arguments)
         leaves, structure = jax.tree.flatten(arguments)
         shapes = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
         if shapes not in self._compiled:

@@ -118,3 +118,62 @@ def test_a_cpu_is_divided_unless_the_user_has_done_so(flags, expected):
         [sys.executable, '-c', code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
     )
     assert int(done.stdout) == expected
+
+
+HOLES = """
+    import ctypes
+    from common import heap
+    libc = heap._libc()
+    pieces = [0] * 6000
+    for place in range(6000):
+        pieces[place] = libc.malloc(4000 if place % 2 else 70000)
+    pieces = pieces[2000:]  # the first ones used older holes up
+    for piece in pieces[::2]:
+        libc.free(piece)
+    largest = libc.malloc(2**28)
+    libc.free(largest)
+
+    def where():
+        piece = libc.malloc(69000)
+        libc.free(piece)
+        return 'hole' if piece < max(pieces) else 'end'
+
+    found = [where()]
+    for _ in range(2):
+        with heap.compiling():
+            found.append(where())
+        found.append(where())
+    again = libc.malloc(2**28)
+    print(*found, again == largest)
+"""
+
+
+@pytest.mark.parametrize(
+    ('settings', 'expected'),
+    [
+        ({'GLIBC_TUNABLES': process.TUNABLES}, 'hole hole end hole end True'),
+        ({'GLIBC_TUNABLES': 'glibc.malloc.arena_max=1'}, 'hole hole hole hole hole'),
+        ({}, 'hole hole hole hole hole'),
+    ],
+)
+def test_what_compiling_leaves_is_out_of_the_way_until_the_next_compilation(settings, expected):
+    command = [sys.executable, '-c', textwrap.dedent(HOLES)]
+    found = subprocess.check_output(command, env=PLAIN | settings, cwd=REPOSITORY, text=True)
+    assert found.startswith(expected)
+
+
+COMPILED = """
+    import jax, numpy as np
+    from common import heap, runtime
+    parallel = runtime.DataParallel()
+    double = parallel.lift(lambda state, shared, batch: jax.tree.map(lambda x: 2 * x, state))
+    arguments = ({'x': np.ones(3)}, {'columns': {}, 'parts': {}, 'tables': {}}, {'mask': np.ones((1, 2))})
+    print(double(*arguments)['x'], bool(heap._held))
+"""
+
+
+def test_every_compilation_of_a_lifted_function_clears_up_after_itself():
+    command = [sys.executable, '-c', textwrap.dedent(COMPILED)]
+    settings = {'GLIBC_TUNABLES': process.TUNABLES, 'JAX_PLATFORMS': 'cpu'}
+    found = subprocess.check_output(command, env=PLAIN | settings, cwd=REPOSITORY, text=True)
+    assert found == '[2. 2. 2.] True\n'
