@@ -9,8 +9,9 @@ from jax import lax
 
 from common.nn.convolutions.chunks import at_least_float32, map_chunks
 
-# The products that make up the weight gradient are as large as the chunk, and one for each weight of the kernel.
-ELEMENTS_PER_CHUNK = 2**18
+# The weight gradient reads a chunk once for each weight of the kernel, so that it has to stay in a core's cache.
+ELEMENTS_PER_CHUNK = 2**16
+MOST_TERMS = 20  # products of rows that it adds up before anything is written
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -107,17 +108,26 @@ def _weight_gradient(x: jax.Array, g: jax.Array, w_shape: tuple[int, ...], strid
     parts = lax.optimization_barrier(jnp.stack(parts, axis=1))
     starts = jnp.stack([taps[:, 0] % stride * stride + taps[:, 1] % stride, *(taps // stride).T], axis=1)
 
+    height = g.shape[1]
+    terms = max(count for count in range(1, MOST_TERMS + 1) if height % count == 0)
+    rows = height // terms
+
     def body(parts: jax.Array, g: jax.Array) -> jax.Array:
-        size = (g.shape[0], 1, *g.shape[1:])
+        size = (g.shape[0], 1, rows, *g.shape[2:])
 
         def at(start: jax.Array) -> jax.Array:
-            met = lax.dynamic_slice(parts, (0, *start, 0), size)[:, 0]
-            # Behind a barrier the sum of a product is a loop over vectors; fused with it, one over single numbers.
-            return lax.optimization_barrier(at_least_float32(met) * at_least_float32(g)).sum((0, 1, 2))
+            part, row, column = start
+            products = (
+                at_least_float32(lax.dynamic_slice(parts, (0, part, row + first, column, 0), size)[:, 0])
+                * at_least_float32(g[:, first : first + rows])
+                for first in range(0, height, rows)
+            )
+            # Behind a barrier the sum over what remains is a loop over vectors; fused, one over single numbers.
+            return lax.optimization_barrier(_sum(products)).sum((0, 1, 2))
 
         return lax.map(at, starts)
 
-    limit = ELEMENTS_PER_CHUNK // (g.shape[1] * g.shape[2] * g.shape[3])
+    limit = ELEMENTS_PER_CHUNK // (height * g.shape[2] * g.shape[3])
     return map_chunks(body, limit, parts, g).sum(0).reshape(w_shape)
 
 
