@@ -130,10 +130,11 @@ def _run_forward(x: jax.Array, weights: Weights) -> tuple[jax.Array, Tree]:
         gates = _activate(cpu_barrier(_product(hidden, recurrent_kernel)) + projected)
         (hidden, cell), factors = _advance(gates, cell)
         hidden = hidden.astype(dtype)
-        return (hidden, cell), _Saved(hidden, factors.astype(dtype))
+        return (hidden, cell), _Saved(_flat(hidden), _flat(factors.astype(dtype)))
 
-    shape = (x.shape[1], weights.recurrent_kernel.shape[0])
-    saved = _loop(step, (jnp.zeros(shape, dtype), jnp.zeros(shape, wide)), projected)
+    batch, size = shape = (x.shape[1], weights.recurrent_kernel.shape[0])
+    flat = _loop(step, (jnp.zeros(shape, dtype), jnp.zeros(shape, wide)), projected)
+    saved = _Saved(flat.hidden.reshape(-1, batch, size), flat.factors.reshape(-1, batch, 6, size))
     return saved.hidden, (x, weights, saved)
 
 
@@ -150,13 +151,13 @@ def _run_backward(residuals: Tree, output_gradient: jax.Array) -> tuple[jax.Arra
         hidden_gradient = cpu_barrier(hidden_gradient + output_gradient)
         cell_gradient = cpu_barrier(cell_gradient + hidden_gradient * to_cell)
         sources = jnp.where(is_output_gate, hidden_gradient[:, None], cell_gradient[:, None])
-        gate_gradient = cpu_barrier((sources * to_gates).reshape(len(sources), -1).astype(dtype))
+        gate_gradient = cpu_barrier((sources * to_gates).astype(dtype)).reshape(len(sources), -1)
         product = cpu_barrier(_product(gate_gradient, kernel))
-        return (product, cell_gradient * to_previous_cell), gate_gradient
+        return (product, cell_gradient * to_previous_cell), _flat(gate_gradient)
 
     zero = jnp.zeros(saved.hidden.shape[1:], wide)
     inputs = cpu_barrier(output_gradient.astype(wide)), saved.factors
-    gate_gradients = cpu_barrier(_loop(step, (zero, zero), inputs, reverse=True))
+    gate_gradients = cpu_barrier(_loop(step, (zero, zero), inputs, reverse=True).reshape(*x.shape[:2], -1))
     input_kernel = cpu_barrier(weights.input_kernel.astype(dtype).T)
     gradients = Weights(
         input_kernel=_sum_outer(x, gate_gradients),
@@ -177,6 +178,11 @@ def _loop(step: Callable, carry: Tree, inputs: Tree, reverse: bool = False) -> T
         return lambda carry, inputs: jax.lax.scan(step, carry, inputs, reverse=reverse, unroll=unroll)[1]
 
     return jax.lax.platform_dependent(carry, inputs, cpu=scan(1), default=scan(4))
+
+
+def _flat(array: jax.Array) -> jax.Array:
+    """What a step gives out, as one row: XLA puts rows of few numbers in their place one number at a time."""
+    return cpu_barrier(array.reshape(-1))
 
 
 def _activate(z: jax.Array) -> jax.Array:
