@@ -36,8 +36,8 @@ def test_short_steps_share_a_dispatch(operations, platform, boundary, expected):
 @pytest.mark.parametrize(
     ('asked', 'rows', 'platform', 'expected'),
     [
-        *((0, 256, 'cpu', 8), (0, 128, 'cpu', 4), (0, 32, 'cpu', 1), (0, 100, 'cpu', 4)),
-        *((0, 37, 'cpu', 1), (0, 8, 'cpu', 1)),
+        *((0, 256, 'cpu', 16), (0, 128, 'cpu', 8), (0, 32, 'cpu', 2), (0, 16, 'cpu', 1), (0, 100, 'cpu', 5)),
+        *((0, 74, 'cpu', 2), (0, 37, 'cpu', 1), (0, 8, 'cpu', 1)),
         *((0, 256, 'gpu', 1), (3, 256, 'cpu', 3), (1, 256, 'cpu', 1), (4, 256, 'gpu', 4)),
     ],
 )

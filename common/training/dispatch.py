@@ -10,8 +10,8 @@ MOST = 50
 # Floating-point operations of a step that is too short, a few milliseconds' worth, and of the dispatch to fill.
 SHORT = {'cpu': 1e9, 'accelerator': 1e12}
 FILLED = {'cpu': 1e10, 'accelerator': 1e13}
-# Of a batch that a CPU takes at once: the fewest that are worth a device of their own, and the most that stay in cache.
-ROWS = (16, 32)
+# Of a batch, what a core takes at once: fewer are not worth a device of their own, and more leave its cache.
+ROWS = 16
 
 
 def steps_per_dispatch(flops: float, platform: str, boundary: int) -> int:
@@ -42,7 +42,7 @@ def accumulate_steps(asked: int, rows: int, platform: str) -> int:
     """
     if asked or platform != 'cpu':
         return asked or 1
-    return next((parts for parts in range(1, rows) if rows % parts == 0 and ROWS[0] <= rows // parts <= ROWS[1]), 1)
+    return max((parts for parts in range(1, rows // ROWS + 1) if rows % parts == 0), default=1)
 
 
 def cpu_devices(asked: int, batch_size: int) -> int:
@@ -54,5 +54,5 @@ def cpu_devices(asked: int, batch_size: int) -> int:
     """
     if asked:
         return asked
-    even = [count for count in range(1, cores() + 1) if batch_size % count == 0 and batch_size // count >= ROWS[0]]
+    even = [count for count in range(1, cores() + 1) if batch_size % count == 0 and batch_size // count >= ROWS]
     return max(even, default=1)
