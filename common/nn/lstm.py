@@ -151,6 +151,7 @@ def _run_backward(residuals: Tree, output_gradient: jax.Array) -> tuple[jax.Arra
         hidden_gradient = cpu_barrier(hidden_gradient + output_gradient)
         cell_gradient = cpu_barrier(cell_gradient + hidden_gradient * to_cell)
         sources = jnp.where(is_output_gate, hidden_gradient[:, None], cell_gradient[:, None])
+        # Flattened only afterwards: a product with the reshape inside is one of single numbers.
         gate_gradient = cpu_barrier((sources * to_gates).astype(dtype)).reshape(len(sources), -1)
         product = cpu_barrier(_product(gate_gradient, kernel))
         return (product, cell_gradient * to_previous_cell), _flat(gate_gradient)
