@@ -1,10 +1,17 @@
 """Floating-point operations of a program, counted in its matrix products and convolutions."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+
+# How often an equation runs the programs among its parameters, where that is more than once.
+TIMES: Mapping[str, Callable[[dict[str, Any]], int]] = {
+    'scan': lambda params: params['length'],
+    'shard_map': lambda params: params['mesh'].size,
+    'pallas_call': lambda params: math.prod(params['grid_mapping'].grid),
+}
 
 
 def flops(function: Callable, *args: Any) -> float:
@@ -32,8 +39,8 @@ def _count(jaxpr: Any) -> float:
             total += 2.0 * math.prod(equation.outvars[0].aval.shape) * taps
         else:
             inner = [_count(sub) for sub in _programs(params)]
-            times = {'scan': lambda p: p['length'], 'shard_map': lambda p: p['mesh'].size}.get(name, lambda p: 1)
-            total += times(params) * (max(inner) if name == 'cond' else sum(inner))
+            times = TIMES.get(name, lambda params: 1)(params)
+            total += times * (max(inner) if name == 'cond' else sum(inner))
     return total
 
 

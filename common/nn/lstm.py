@@ -5,10 +5,14 @@ and every weight gradient. The forward loop leaves the coefficients of the backw
 multiplies and adds.
 
 On a CPU, barriers keep XLA from fusing these pieces together again or computing them twice; they change no value. On
-other devices a step should be few kernels: there are no barriers, and all that a step keeps is two arrays.
+other devices a step should be few kernels: there are no barriers, and all that a step keeps is two arrays. On NVIDIA
+GPUs, layers that fit take all their steps in one kernel (`common.nn.lstm_kernel`).
 """
 
+import functools
+import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +21,12 @@ import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
 
+from common.nn import lstm_kernel
 from common.nn.layers import Dropout
 from common.runtime import cpu_barrier
 from common.types import Tree
 
+TOLERANCE = 1e-2  # between a kernel and a loop that both multiply in TF32, which rounds to 5e-4
 GATES = ('i', 'f', 'g', 'o')  # input, forget, candidate, output: the order of the 4 * hidden columns
 
 
@@ -124,24 +130,46 @@ def _run_forward(x: jax.Array, weights: Weights) -> tuple[jax.Array, Tree]:
     dtype, wide = x.dtype, _wide(x.dtype)
     recurrent_kernel = cpu_barrier(weights.recurrent_kernel.astype(dtype))
     projected = cpu_barrier(_product(x, weights.input_kernel.astype(dtype)) + weights.bias.astype(wide))
+    steps = lstm_kernel.forward if _takes_kernel(x.shape[1], len(recurrent_kernel), dtype) else _steps_forward
+    saved = _Saved(*steps(projected, recurrent_kernel))
+    return saved.hidden, (x, weights, saved)
 
-    def step(carry: Tree, projected: jax.Array) -> tuple[Tree, _Saved]:
+
+def _steps_forward(projected: jax.Array, recurrent_kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """All steps: what `_Saved` holds, from the inputs' part of the gates [steps, batch, 4 * hidden]."""
+    dtype = recurrent_kernel.dtype
+
+    def step(carry: Tree, projected: jax.Array) -> tuple[Tree, tuple[jax.Array, jax.Array]]:
         hidden, cell = carry
         gates = _activate(cpu_barrier(_product(hidden, recurrent_kernel)) + projected)
         (hidden, cell), factors = _advance(gates, cell)
         hidden = hidden.astype(dtype)
-        return (hidden, cell), _Saved(_flat(hidden), _flat(factors.astype(dtype)))
+        return (hidden, cell), (_flat(hidden), _flat(factors.astype(dtype)))
 
-    batch, size = shape = (x.shape[1], weights.recurrent_kernel.shape[0])
-    flat = _loop(step, (jnp.zeros(shape, dtype), jnp.zeros(shape, wide)), projected)
-    saved = _Saved(flat.hidden.reshape(-1, batch, size), flat.factors.reshape(-1, batch, 6, size))
-    return saved.hidden, (x, weights, saved)
+    batch, size = shape = (projected.shape[1], len(recurrent_kernel))
+    hidden, factors = _loop(step, (jnp.zeros(shape, dtype), jnp.zeros(shape, projected.dtype)), projected)
+    return hidden.reshape(-1, batch, size), factors.reshape(-1, batch, 6, size)
 
 
 def _run_backward(residuals: Tree, output_gradient: jax.Array) -> tuple[jax.Array, Weights]:
     x, weights, saved = residuals
     dtype, wide = x.dtype, _wide(x.dtype)
     kernel = cpu_barrier(weights.recurrent_kernel.astype(dtype).T)
+    steps = lstm_kernel.backward if _takes_kernel(x.shape[1], kernel.shape[1], dtype) else _steps_backward
+    gate_gradients = cpu_barrier(steps(output_gradient.astype(wide), saved.factors, kernel))
+    input_kernel = cpu_barrier(weights.input_kernel.astype(dtype).T)
+    gradients = Weights(
+        input_kernel=_sum_outer(x, gate_gradients),
+        recurrent_kernel=_sum_outer(_previous(saved.hidden), gate_gradients),
+        bias=gate_gradients.sum((0, 1), wide),
+    )
+    gradients = jax.tree.map(lambda gradient, weights: gradient.astype(weights.dtype), gradients, weights)
+    return _product(gate_gradients, input_kernel).astype(dtype), gradients
+
+
+def _steps_backward(output_gradient: jax.Array, factors: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The gradients to the gates [steps, batch, 4 * hidden], before their activation; the kernel is transposed."""
+    dtype = kernel.dtype
     is_output_gate = np.array([gate == 'o' for gate in GATES])[:, None]
 
     def step(carry: Tree, inputs: Tree) -> tuple[Tree, jax.Array]:
@@ -156,20 +184,44 @@ def _run_backward(residuals: Tree, output_gradient: jax.Array) -> tuple[jax.Arra
         product = cpu_barrier(_product(gate_gradient, kernel))
         return (product, cell_gradient * to_previous_cell), _flat(gate_gradient)
 
-    zero = jnp.zeros(saved.hidden.shape[1:], wide)
-    inputs = cpu_barrier(output_gradient.astype(wide)), saved.factors
-    gate_gradients = cpu_barrier(_loop(step, (zero, zero), inputs, reverse=True).reshape(*x.shape[:2], -1))
-    input_kernel = cpu_barrier(weights.input_kernel.astype(dtype).T)
-    gradients = Weights(
-        input_kernel=_sum_outer(x, gate_gradients),
-        recurrent_kernel=_sum_outer(_previous(saved.hidden), gate_gradients),
-        bias=gate_gradients.sum((0, 1), wide),
-    )
-    gradients = jax.tree.map(lambda gradient, weights: gradient.astype(weights.dtype), gradients, weights)
-    return _product(gate_gradients, input_kernel).astype(dtype), gradients
+    zero = jnp.zeros(output_gradient.shape[1:], output_gradient.dtype)
+    gradients = _loop(step, (zero, zero), (cpu_barrier(output_gradient), factors), reverse=True)
+    return gradients.reshape(*output_gradient.shape[:2], -1)
 
 
 _run.defvjp(_run_forward, _run_backward)
+
+
+def _takes_kernel(batch: int, hidden: int, dtype: Any) -> bool:
+    return lstm_kernel.fits(batch, hidden, dtype) and _kernel_agrees()
+
+
+@functools.cache
+def _kernel_agrees() -> bool:
+    """Whether the kernels run on this machine and give the numbers of the loops, in a case of three steps."""
+    size = max(lstm_kernel.SIZES)
+    random = np.random.default_rng(0)
+    shapes = (3, lstm_kernel.ROWS, 4 * size), (size, 4 * size), (3, lstm_kernel.ROWS, size)
+    projected, kernel, gradient = (random.normal(size=shape).astype(np.float32) for shape in shapes)
+
+    def run(forward: Callable, backward: Callable) -> tuple[jax.Array, ...]:
+        hidden, factors = forward(projected, kernel)
+        return hidden, factors, backward(gradient, factors, kernel.T)
+
+    def distance() -> float:
+        want = jax.jit(run, static_argnums=(0, 1))(_steps_forward, _steps_backward)
+        got = jax.jit(run, static_argnums=(0, 1))(lstm_kernel.forward, lstm_kernel.backward)
+        return max(float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in zip(got, want, strict=True))
+
+    try:
+        with ThreadPoolExecutor(1) as elsewhere:  # for in this thread a model is being traced
+            apart = elsewhere.submit(distance).result()
+        trouble = '' if apart < TOLERANCE else f'gives other numbers than the loop (relative distance {apart:.1e})'
+    except Exception as error:  # Pallas for Triton is deprecated: a release of jax can fail in any way
+        trouble = f'does not run ({type(error).__name__}: {error})'
+    if trouble:
+        warnings.warn(f'the LSTM kernel {trouble}: LSTMs take a slower loop', stacklevel=2)
+    return not trouble
 
 
 def _loop(step: Callable, carry: Tree, inputs: Tree, reverse: bool = False) -> Tree:

@@ -1,0 +1,132 @@
+"""The LSTM's kernels for NVIDIA GPUs, run in Python: the numbers of Flax's cells, or the loop where they fail."""
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common.nn import lstm, lstm_kernel
+from common.nn.lstm import LSTM
+from tests.test_lstm import assert_trees_close, compare_with_flax, drawn_params, normal, take, value_and_gradients
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Layers take the kernels as on a GPU; the list grows with every call of one."""
+    made: list[str] = []
+
+    def noted(name: str, kernel: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            made.append(name)
+            return kernel(*arguments, interpret=True)
+
+        return call
+
+    for name in ('forward', 'backward'):
+        monkeypatch.setattr(lstm_kernel, name, noted(name, getattr(lstm_kernel, name)))
+    monkeypatch.setattr(lstm_kernel, '_has_kernels', lambda: True)
+    lstm._kernel_agrees.cache_clear()
+    yield made
+    lstm._kernel_agrees.cache_clear()
+
+
+@pytest.mark.parametrize('last_only', [False, True])
+@pytest.mark.parametrize('shape', [(16, 1, 3, 16, 1), (16, 2, 3, 64, 1), (48, 7, 5, 32, 2)])
+def test_values_and_gradients_are_those_of_flax(shape: tuple[int, ...], last_only: bool, calls: list[str]) -> None:
+    compare_with_flax(shape, jnp.float32, 1e-4, last_only)  # gradients are sums of up to 336 terms of order one
+    asked, checked = 2 * shape[-1], 2
+    assert len(calls) == checked + asked + shape[-1]  # the values alone are traced once more, for their shape
+
+
+def test_members_and_directions_equal_each_alone(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = LSTM(16, num_layers=2, bidirectional=True), normal(0, (3, 32, 5, 4))
+    params, weights = drawn_params(model, x[0], members=(3,)), normal(1, (3, 32, 5, 32))
+    together = value_and_gradients(jax.vmap(model.apply), params, x, weights)
+    assert calls
+    monkeypatch.setattr(lstm_kernel, '_has_kernels', lambda: False)
+    del calls[:]
+    for member in range(3):
+        alone = value_and_gradients(model.apply, *(take(member, tree) for tree in (params, x, weights)))
+        assert_trees_close(take(member, together), alone, rtol=1e-4, atol=1e-4)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ('batch', 'hidden', 'dtype', 'expected'),
+    [
+        (32, 64, jnp.float32, True),
+        (16, 16, jnp.float32, True),
+        (24, 64, jnp.float32, False),
+        (32, 48, jnp.float32, False),
+        (32, 8, jnp.float32, False),
+        (32, 128, jnp.float32, False),
+        (32, 64, jnp.bfloat16, False),
+        (32, 64, jnp.float64, False),
+    ],
+)
+def test_layers_that_do_not_fit_take_the_loop(batch, hidden, dtype, expected, monkeypatch) -> None:
+    monkeypatch.setattr(lstm_kernel, '_has_kernels', lambda: True)
+    assert lstm_kernel.fits(batch, hidden, dtype) == expected
+
+
+@pytest.mark.parametrize(
+    ('device', 'expected'),
+    [
+        ({'compute_capability': '9.0'}, True),
+        ({'compute_capability': '12.0'}, True),
+        ({'compute_capability': '7.5'}, False),
+        ({'compute_capability': 'gfx942'}, False),
+        ({}, False),
+    ],
+)
+def test_kernels_are_for_nvidia_gpus_since_ampere(device, expected, monkeypatch) -> None:
+    monkeypatch.setattr(jax, 'devices', lambda: [SimpleNamespace(**device)])
+    assert lstm_kernel._has_kernels.__wrapped__() == expected
+
+
+def test_where_pallas_has_no_triton_there_is_no_kernel(monkeypatch) -> None:
+    monkeypatch.setattr(jax, 'devices', lambda: [SimpleNamespace(compute_capability='9.0')])
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    assert not lstm_kernel._has_kernels.__wrapped__()
+
+
+def broken(*arguments: Any) -> Any:
+    raise AttributeError('no such function in this release')
+
+
+def wrong(kernel: Any, *arguments: Any) -> Any:
+    return jax.tree.map(lambda result: 1.1 * result, kernel(*arguments))
+
+
+@pytest.mark.parametrize(
+    ('name', 'fault', 'words'),
+    [
+        ('forward', lambda kernel: broken, r'does not run \(AttributeError: no such function'),
+        ('forward', lambda kernel: partial(wrong, kernel), 'gives other numbers than the loop'),
+        ('backward', lambda kernel: partial(wrong, kernel), 'gives other numbers than the loop'),
+    ],
+)
+def test_a_kernel_that_fails_its_check_gives_way_to_the_loop(name, fault, words, calls, monkeypatch) -> None:
+    monkeypatch.setattr(lstm_kernel, name, fault(getattr(lstm_kernel, name)))
+    with pytest.warns(UserWarning, match=words):
+        compare_with_flax((16, 3, 2, 16, 2), jnp.float32, 5e-5)
+    assert len(calls) <= 2  # of the check
+
+
+def test_the_kernels_become_programs_for_a_gpu() -> None:
+    """As far as this goes without one: through Pallas and Triton's dialect."""
+    device = jax.sharding.AbstractDevice('NVIDIA H200', 132, 'gpu')
+    projected, kernel = jnp.zeros((5, 32, 256)), jnp.zeros((64, 256))
+
+    def both(projected: jax.Array, kernel: jax.Array) -> Any:
+        hidden, factors = lstm_kernel.forward(projected, kernel)
+        return lstm_kernel.backward(hidden, factors, kernel.T)
+
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        program = jax.jit(both).trace(projected, kernel).lower(lowering_platforms=('cuda',)).as_text()
+    assert program.count('triton') >= 2
+    assert np.all([name in program for name in ('lstm_forward', 'lstm_backward')])
