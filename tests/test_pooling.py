@@ -18,6 +18,13 @@ def result_and_gradient(pool, x, *arguments):
     return run(x)
 
 
+@pytest.fixture(params=['cpu', 'gpu'])
+def backend(request, monkeypatch):
+    """As the program is written for a CPU and for other devices; it runs on the CPU."""
+    monkeypatch.setattr(jax, 'default_backend', lambda: request.param)
+
+
+@pytest.mark.usefixtures('backend')
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('shape', [(2, 6, 8, 3), (1, 7, 5, 2), (3, 2, 3, 1)])
 def test_ties_go_to_the_first_maximum_as_in_flax(shape, dtype):
@@ -27,6 +34,7 @@ def test_ties_go_to_the_first_maximum_as_in_flax(shape, dtype):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@pytest.mark.usefixtures('backend')
 def test_a_window_is_taken_apart_by_hand():
     x = jnp.asarray([[1.0, 4.0, 2.0, 2.0], [3.0, 4.0, 2.0, 2.0]])[None, :, :, None]
     y, gradient = result_and_gradient(max_pool, x, (2, 2), (2, 2))
@@ -43,6 +51,7 @@ def test_other_windows_are_flaxs_own(arguments):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@pytest.mark.usefixtures('backend')
 @pytest.mark.parametrize('lift', [jax.vmap, jax.pmap])
 def test_it_may_be_mapped(lift):
     x = jnp.asarray(np.random.default_rng(2).integers(0, 3, (4, 2, 4, 4, 3)), jnp.float32)
@@ -56,3 +65,9 @@ def test_programs_for_accelerators_hold_no_barrier():
     step = jax.jit(jax.grad(lambda x: jnp.sum(max_pool(x, (2, 2), (2, 2)) ** 2)))
     lowered = step.trace(jnp.ones((2, 4, 4, 3))).lower(lowering_platforms=('cuda',))
     assert 'optimization_barrier' not in lowered.as_text()
+
+
+def test_elsewhere_than_on_a_cpu_a_bytes_worth_is_kept_of_a_window(monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    pull_back = jax.eval_shape(lambda x: jax.vjp(lambda x: max_pool(x, (2, 2), (2, 2)), x), jnp.zeros((2, 6, 4, 3)))[1]
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(pull_back)] == [((2, 3, 2, 3), jnp.int8)]

@@ -1,5 +1,6 @@
-"""Max pooling whose gradient compares instead of searching: XLA's select-and-scatter is slow on every CPU."""
+"""Max pooling whose gradient does not search: XLA's select-and-scatter is slow on every device."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -41,13 +42,31 @@ def _max_pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x = cpu_barrier(x)
-    return _max_pool_2x2(x), x
+    """The maxima, and what their gradient needs: on a CPU x, elsewhere which corner of its window each one is."""
+    if jax.default_backend() == 'cpu':
+        x = cpu_barrier(x)
+        return _max_pool_2x2(x), x
+    # Then x need not be written at all, if it is a normalisation that can be computed where it is read.
+    corners = _corners(x)
+    maximum = functools.reduce(jnp.maximum, corners)
+    first = jnp.full(maximum.shape, 3, jnp.int8)
+    for number in (2, 1, 0):
+        first = jnp.where(corners[number] == maximum, jnp.int8(number), first)
+    return maximum, first
 
 
-def _backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    g = cpu_barrier(g)
-    corners = [x[:, row::2, column::2] for row in range(2) for column in range(2)]
+def _backward(kept: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    if jax.default_backend() == 'cpu':
+        return (_share_by_comparing(kept, cpu_barrier(g)),)
+    batch, height, width, channels = g.shape
+    corner = jnp.arange(4, dtype=jnp.int8).reshape(2, 1, 2, 1)
+    is_first = kept[:, :, None, :, None] == corner
+    shares = jnp.where(is_first, g[:, :, None, :, None], jnp.zeros((), g.dtype))
+    return (shares.reshape(batch, 2 * height, 2 * width, channels),)
+
+
+def _share_by_comparing(x: jax.Array, g: jax.Array) -> jax.Array:
+    corners = _corners(x)
     # Comparing anew is cheaper than keeping the maxima: it is the same pass over x.
     maximum = jnp.maximum(jnp.maximum(corners[0], corners[1]), jnp.maximum(corners[2], corners[3]))
     taken = jnp.zeros(maximum.shape, bool)
@@ -57,7 +76,12 @@ def _backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
         shares.append(jnp.where(first, g, jnp.zeros_like(g)))
         taken |= first
     rows = [jnp.stack(shares[:2], axis=3), jnp.stack(shares[2:], axis=3)]
-    return (jnp.stack(rows, axis=2).reshape(x.shape),)
+    return jnp.stack(rows, axis=2).reshape(x.shape)
+
+
+def _corners(x: jax.Array) -> list[jax.Array]:
+    """The four elements of every window, in row-major order."""
+    return [x[:, row::2, column::2] for row in range(2) for column in range(2)]
 
 
 _max_pool_2x2.defvjp(_forward, _backward)
