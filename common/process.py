@@ -14,6 +14,9 @@ TUNABLES = (
     ':glibc.malloc.arena_max=1'
 )
 
+# Whole loops of training steps as one CUDA graph, convolutions included, which XLA by itself leaves out.
+GRAPHS = '--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE'
+
 
 def restart_with_settings() -> None:
     """Executes the same command once more with the settings in its environment, unless nothing is to be set.
@@ -29,13 +32,18 @@ def restart_with_settings() -> None:
 
 
 def wanted(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables to set where jax will run on a CPU under glibc; tunables that a release lacks it ignores.
+    """The variables to set: for a CPU under glibc, whose releases ignore tunables that they lack, or for NVIDIA GPUs.
 
     What the user has set already is left as it is.
     """
-    if environment.get(SWITCH) == 'off' or 'GLIBC_TUNABLES' in environment:
+    if environment.get(SWITCH) == 'off':
         return {}
-    return {'GLIBC_TUNABLES': TUNABLES} if _has_glibc() and _runs_on_cpu(environment) else {}
+    flags = environment.get('XLA_FLAGS', '')
+    if _runs_on_cuda(environment) and GRAPHS.partition('=')[0] not in flags:
+        return {'XLA_FLAGS': f'{flags} {GRAPHS}'.strip()}
+    if _has_glibc() and _runs_on_cpu(environment) and 'GLIBC_TUNABLES' not in environment:
+        return {'GLIBC_TUNABLES': TUNABLES}
+    return {}
 
 
 def _has_glibc() -> bool:
@@ -48,3 +56,11 @@ def _runs_on_cpu(environment: Mapping[str, str]) -> bool:
     if platforms := environment.get('JAX_PLATFORMS'):
         return platforms == 'cpu'
     return not any(importlib.util.find_spec(plugin) for plugin in ('jax_plugins', 'libtpu'))
+
+
+def _runs_on_cuda(environment: Mapping[str, str]) -> bool:
+    """What jax will choose where its plugin for CUDA is installed."""
+    platforms = environment.get('JAX_PLATFORMS', '')
+    may = not platforms or platforms.split(',')[0] in ('cuda', 'gpu')
+    has_plugins = may and importlib.util.find_spec('jax_plugins')
+    return bool(has_plugins) and any(importlib.util.find_spec(f'jax_plugins.xla_cuda{n}') for n in (12, 13))

@@ -12,6 +12,7 @@ from common import process
 from tests.conftest import REPOSITORY
 
 PLAIN = {name: value for name, value in os.environ.items() if name not in ('GLIBC_TUNABLES', process.SWITCH)}
+CUDA = ('jax_plugins', 'jax_plugins.xla_cuda13')
 
 
 @pytest.fixture
@@ -37,6 +38,27 @@ def test_memory_is_kept_and_huge_pages_are_asked_for_where_glibc_can_be_told(cap
 )
 def test_the_switch_what_the_user_set_and_accelerators_leave_the_process_as_it_is(capable, environment):
     assert process.wanted(environment) == {}
+
+
+@pytest.mark.parametrize('platforms', [{}, {'JAX_PLATFORMS': 'cuda,cpu'}, {'JAX_PLATFORMS': 'gpu'}])
+def test_on_nvidia_gpus_loops_become_graphs_beside_what_the_user_has_set(capable, monkeypatch, platforms):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: name in CUDA)
+    assert process.wanted(platforms) == {'XLA_FLAGS': process.GRAPHS}
+    both = {'XLA_FLAGS': f'--xla_dump_to=x {process.GRAPHS}'}
+    assert process.wanted({**platforms, 'XLA_FLAGS': '--xla_dump_to=x'}) == both
+    assert process.wanted({**platforms, **both}) == {}
+    assert process.wanted({**platforms, 'XLA_FLAGS': '--xla_gpu_enable_command_buffer='}) == {}
+    assert process.wanted({**platforms, process.SWITCH: 'off'}) == {}
+    assert process.wanted({'JAX_PLATFORMS': 'cpu'}) == {'GLIBC_TUNABLES': process.TUNABLES}
+
+
+def test_xla_knows_the_flag():
+    """It stops at a flag or a name that it does not know, on a CPU too."""
+    code = 'import jax; print(jax.jit(lambda x: x + 1)(1))'
+    environment = PLAIN | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': process.GRAPHS}
+    assert subprocess.check_output([sys.executable, '-c', code], env=environment).strip() == b'2'
+    wrong = environment | {'XLA_FLAGS': f'{process.GRAPHS},+NO_SUCH'}
+    assert subprocess.run([sys.executable, '-c', code], env=wrong, capture_output=True).returncode
 
 
 def test_other_systems_and_plugins_leave_the_process_as_it_is(capable, monkeypatch):
