@@ -22,6 +22,8 @@ from common.benchmark.rates import Contestant, bottleneck, ratio, spread, take_t
 from common.benchmark.startup import first_step
 from common.errors import UserError
 from common.flops import flops
+from common.nn import lstm, lstm_kernel
+from common.process import TUNABLES
 from common.training.setup import Training, make_training, num_parameters
 from lesion.configs import demo
 from stocks.configs import demo as prices
@@ -76,6 +78,16 @@ def fake_peer(folder: pathlib.Path, num_parameters: int) -> pathlib.Path:
     return script
 
 
+@pytest.mark.parametrize(('backend', 'expected'), [('cpu', TUNABLES), ('gpu', '')])
+def test_peers_have_our_settings_of_memory_where_we_have_them(backend, expected, training, tmp_path, monkeypatch):
+    script = fake_peer(tmp_path, parameters_of(training))
+    script.write_text(script.read_text().replace("'1.0'", "os.environ.get('GLIBC_TUNABLES', '')"))
+    monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    with Peer('fake', script, sys.executable, training) as peer:
+        assert peer.versions == {'fake': expected}
+
+
 def parameters_of(training: Training) -> int:
     return num_parameters(training.abstract_state().params)
 
@@ -116,6 +128,13 @@ def test_flops_of_products_and_loops_have_a_closed_form() -> None:
     product = 2 * 32 * 64 * 64
     assert flops(loss, w, x) == 10 * product
     assert flops(jax.jit(jax.grad(loss)), w, x) == pytest.approx(3 * 10 * product, rel=0.1)
+
+
+def test_flops_of_a_kernel_are_those_of_the_loop_that_it_stands_for() -> None:
+    projected, kernel = jnp.ones((5, 48, 64)), jnp.ones((16, 64))
+    expected = 2 * 5 * 48 * 16 * 64
+    assert flops(lstm_kernel.forward, projected, kernel) == flops(lstm._steps_forward, projected, kernel) == expected
+    assert flops(jax.vmap(lstm_kernel.forward), projected[None], kernel[None]) == expected
 
 
 def test_flops_of_convolutions_agree_with_xla() -> None:

@@ -27,8 +27,9 @@ from common.evaluation.restore import example_inputs
 from common.process import TUNABLES
 from common.training.setup import Training, num_parameters
 
-# The same settings for both sides; XLA_FLAGS are ours, and another library's XLA would stop at those it does not know.
-ENVIRONMENT = {'THP_MEM_ALLOC_ENABLE': '1', 'GLIBC_TUNABLES': TUNABLES}
+# On a CPU, the same settings of memory for both sides.
+ENVIRONMENT = {'cpu': {'THP_MEM_ALLOC_ENABLE': '1', 'GLIBC_TUNABLES': TUNABLES}}
+# XLA_FLAGS are ours, and another library's XLA would stop at those it does not know.
 PRIVATE = ('XLA_FLAGS', 'PYTHONPATH')
 
 
@@ -103,7 +104,7 @@ class Peer:
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 text=True,
-                env={**inherited, **ENVIRONMENT, **self.environment},
+                env={**inherited, **ENVIRONMENT.get(jax.default_backend(), {}), **self.environment},
             )
         except OSError as error:
             self._stderr.close()

@@ -159,7 +159,7 @@ class TorchPeer:
     """Settings: eager as it comes, then with fused optimizer, then channels-last and compiled as well."""
 
     # By default idle threads spin, which is fast on idle cores, and slow where they take cores from those with work.
-    environments = ({'OMP_WAIT_POLICY': 'passive'},)
+    environments = () if DEVICE.type == 'cuda' else ({'OMP_WAIT_POLICY': 'passive'},)
 
     def __init__(self, spec: dict):
         if spec['model']['name'] not in MODELS:
@@ -171,9 +171,10 @@ class TorchPeer:
         self._members: list[Callable[[], None]] = []
         self._is_image = len(spec['input_shape']) == 3
         layouts = ['contiguous', 'channels_last'] if self._is_image else ['contiguous']
-        self.settings = [layouts[0], *(f'{layout}, fused' for layout in layouts), f'{layouts[-1]}, fused, compile']
-        if DEVICE.type == 'cuda':
-            self.settings.append(f'{layouts[-1]}, fused, compile reduce-overhead')
+        self.settings = [layouts[0], *(f'{layout}, fused' for layout in layouts)]
+        if spec['models'] == 1:  # of many, each would be compiled by itself, and after eight PyTorch gives up
+            modes = ['compile', 'compile reduce-overhead'] if DEVICE.type == 'cuda' else ['compile']
+            self.settings += [f'{layouts[-1]}, fused, {mode}' for mode in modes]
         self.num_parameters = sum(
             p.numel() for p in MODELS[spec['model']['name']](spec).parameters() if p.requires_grad
         )
