@@ -5,7 +5,7 @@ and every weight gradient. The forward loop leaves the coefficients of the backw
 multiplies and adds.
 
 On a CPU, barriers keep XLA from fusing these pieces together again or computing them twice; they change no value. On
-other devices a step should be few kernels: there are no barriers, and all that a step keeps is two arrays. On NVIDIA
+other devices a step should be few kernels: there are no barriers, and a step keeps no more than three arrays. On NVIDIA
 GPUs, layers that fit take all their steps in one kernel (`common.nn.lstm_kernel`).
 """
 
@@ -109,17 +109,6 @@ def to_flax_cell(params: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
     return cell
 
 
-class _Saved(NamedTuple):
-    """What a layer keeps of its steps for the backward pass.
-
-    The factors are those on the gradients to the gates, from the cell (i, f, g) or the hidden state (o); from the
-    hidden state to the cell; and from the cell to the previous one.
-    """
-
-    hidden: jax.Array  # [steps, batch, hidden]
-    factors: jax.Array  # [steps, batch, 6, hidden]
-
-
 @jax.custom_vjp
 def _run(x: jax.Array, weights: Weights) -> jax.Array:
     """One layer over x [time, batch, features]; gives [time, batch, hidden]."""
@@ -131,62 +120,82 @@ def _run_forward(x: jax.Array, weights: Weights) -> tuple[jax.Array, Tree]:
     recurrent_kernel = cpu_barrier(weights.recurrent_kernel.astype(dtype))
     projected = cpu_barrier(_product(x, weights.input_kernel.astype(dtype)) + weights.bias.astype(wide))
     steps = lstm_kernel.forward if _takes_kernel(x.shape[1], len(recurrent_kernel), dtype) else _steps_forward
-    saved = _Saved(*steps(projected, recurrent_kernel))
-    return saved.hidden, (x, weights, saved)
+    hidden, factors = steps(projected, recurrent_kernel)
+    return hidden, (x, weights, hidden, factors)
 
 
-def _steps_forward(projected: jax.Array, recurrent_kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All steps: what `_Saved` holds, from the inputs' part of the gates [steps, batch, 4 * hidden]."""
-    dtype = recurrent_kernel.dtype
+class _Factors(NamedTuple):
+    """What the loops keep of every step for the backward pass: the factors on gradients that flow back.
 
-    def step(carry: Tree, projected: jax.Array) -> tuple[Tree, tuple[jax.Array, jax.Array]]:
-        hidden, cell = carry
+    One row a step, for XLA puts rows of few numbers in their place one number at a time.
+    """
+
+    to_gates: jax.Array  # from the cell (i, f, g) or the hidden state (o), [steps, batch * 4 * hidden]
+    to_cells: jax.Array  # from the hidden state to the cell, from the cell to the last, [steps, batch * 2 * hidden]
+
+
+def _steps_forward(projected: jax.Array, recurrent_kernel: jax.Array) -> tuple[jax.Array, _Factors]:
+    """All steps: hidden states [steps, batch, hidden], from the inputs' part of the gates [steps, batch, 4 * hidden].
+
+    A step's factors take the place of its part of the gates, so that no memory need be cleared for them.
+    """
+    (steps, batch, columns), size, dtype = projected.shape, len(recurrent_kernel), recurrent_kernel.dtype
+
+    def step(carry: Tree, at: jax.Array) -> Tree:
+        hidden, cell, outputs, kept = carry
+        projected = kept.to_gates[at].reshape(batch, columns)
         gates = _activate(cpu_barrier(_product(hidden, recurrent_kernel)) + projected)
-        (hidden, cell), factors = _advance(gates, cell)
+        (hidden, cell), to_gates, to_cells = _advance(gates, cell)
         hidden = hidden.astype(dtype)
-        return (hidden, cell), (_flat(hidden), _flat(factors.astype(dtype)))
+        kept = _Factors(_put(kept.to_gates, to_gates, at), _put(kept.to_cells, to_cells, at))
+        return hidden, cell, _put(outputs, hidden, at), kept
 
-    batch, size = shape = (projected.shape[1], len(recurrent_kernel))
-    hidden, factors = _loop(step, (jnp.zeros(shape, dtype), jnp.zeros(shape, projected.dtype)), projected)
-    return hidden.reshape(-1, batch, size), factors.reshape(-1, batch, 6, size)
+    wide = projected.dtype
+    kept = _Factors(projected.reshape(steps, -1), jnp.zeros((steps, batch * 2 * size), wide))
+    start = jnp.zeros((batch, size), dtype), jnp.zeros((batch, size), wide), jnp.zeros((steps, batch * size), dtype)
+    _, _, outputs, kept = _loop(step, (*start, kept), jnp.arange(steps))
+    return outputs.reshape(steps, batch, size), kept
 
 
 def _run_backward(residuals: Tree, output_gradient: jax.Array) -> tuple[jax.Array, Weights]:
-    x, weights, saved = residuals
+    x, weights, hidden, factors = residuals
     dtype, wide = x.dtype, _wide(x.dtype)
     kernel = cpu_barrier(weights.recurrent_kernel.astype(dtype).T)
     steps = lstm_kernel.backward if _takes_kernel(x.shape[1], kernel.shape[1], dtype) else _steps_backward
-    gate_gradients = cpu_barrier(steps(output_gradient.astype(wide), saved.factors, kernel))
+    gate_gradients = cpu_barrier(steps(output_gradient.astype(wide), factors, kernel))
     input_kernel = cpu_barrier(weights.input_kernel.astype(dtype).T)
     gradients = Weights(
         input_kernel=_sum_outer(x, gate_gradients),
-        recurrent_kernel=_sum_outer(_previous(saved.hidden), gate_gradients),
+        recurrent_kernel=_sum_outer(_previous(hidden), gate_gradients),
         bias=gate_gradients.sum((0, 1), wide),
     )
     gradients = jax.tree.map(lambda gradient, weights: gradient.astype(weights.dtype), gradients, weights)
     return _product(gate_gradients, input_kernel).astype(dtype), gradients
 
 
-def _steps_backward(output_gradient: jax.Array, factors: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The gradients to the gates [steps, batch, 4 * hidden], before their activation; the kernel is transposed."""
-    dtype = kernel.dtype
-    is_output_gate = np.array([gate == 'o' for gate in GATES])[:, None]
+def _steps_backward(output_gradient: jax.Array, factors: _Factors, kernel: jax.Array) -> jax.Array:
+    """The gradients to the gates [steps, batch, 4 * hidden], before their activation; the kernel is transposed.
 
-    def step(carry: Tree, inputs: Tree) -> tuple[Tree, jax.Array]:
-        hidden_gradient, cell_gradient = carry
-        output_gradient, factors = inputs
-        to_gates, to_cell, to_previous_cell = factors[:, :4], factors[:, 4], factors[:, 5]
-        hidden_gradient = cpu_barrier(hidden_gradient + output_gradient)
-        cell_gradient = cpu_barrier(cell_gradient + hidden_gradient * to_cell)
+    Each takes the place of its factors.
+    """
+    (steps, batch, size), dtype = output_gradient.shape, kernel.dtype
+    is_output_gate = np.array([gate == 'o' for gate in GATES])[:, None]
+    output_gradient = cpu_barrier(output_gradient)
+
+    def step(carry: Tree, at: jax.Array) -> Tree:
+        hidden_gradient, cell_gradient, gates = carry
+        to_gates, to_cells = gates[at].reshape(batch, 4, size), factors.to_cells[at].reshape(batch, 2, size)
+        hidden_gradient = cpu_barrier(hidden_gradient + output_gradient[at])
+        cell_gradient = cpu_barrier(cell_gradient + hidden_gradient * to_cells[:, 0])
         sources = jnp.where(is_output_gate, hidden_gradient[:, None], cell_gradient[:, None])
         # Flattened only afterwards: a product with the reshape inside is one of single numbers.
-        gate_gradient = cpu_barrier((sources * to_gates).astype(dtype)).reshape(len(sources), -1)
+        gate_gradient = cpu_barrier((sources * to_gates).astype(dtype)).reshape(batch, -1)
         product = cpu_barrier(_product(gate_gradient, kernel))
-        return (product, cell_gradient * to_previous_cell), _flat(gate_gradient)
+        return product, cell_gradient * to_cells[:, 1], _put(gates, gate_gradient, at)
 
-    zero = jnp.zeros(output_gradient.shape[1:], output_gradient.dtype)
-    gradients = _loop(step, (zero, zero), (cpu_barrier(output_gradient), factors), reverse=True)
-    return gradients.reshape(*output_gradient.shape[:2], -1)
+    zero = jnp.zeros((batch, size), output_gradient.dtype)
+    gates = _loop(step, (zero, zero, factors.to_gates), jnp.arange(steps)[::-1])[-1]
+    return gates.reshape(steps, batch, -1).astype(dtype)
 
 
 _run.defvjp(_run_forward, _run_backward)
@@ -206,7 +215,7 @@ def _kernel_agrees() -> bool:
 
     def run(forward: Callable, backward: Callable) -> tuple[jax.Array, ...]:
         hidden, factors = forward(projected, kernel)
-        return hidden, factors, backward(gradient, factors, kernel.T)
+        return hidden, backward(gradient, factors, kernel.T)
 
     def distance() -> float:
         want = jax.jit(run, static_argnums=(0, 1))(_steps_forward, _steps_backward)
@@ -224,18 +233,19 @@ def _kernel_agrees() -> bool:
     return not trouble
 
 
-def _loop(step: Callable, carry: Tree, inputs: Tree, reverse: bool = False) -> Tree:
-    """What a scan gives out a step; on accelerators, where the time goes into starting kernels, four steps a turn."""
+def _loop(step: Callable, carry: Tree, order: jax.Array) -> Tree:
+    """What is carried to the end; on accelerators, where the time goes into starting kernels, four steps a turn."""
 
     def scan(unroll: int) -> Callable:
-        return lambda carry, inputs: jax.lax.scan(step, carry, inputs, reverse=reverse, unroll=unroll)[1]
+        return lambda carry, order: jax.lax.scan(lambda c, at: (step(c, at), None), carry, order, unroll=unroll)[0]
 
-    return jax.lax.platform_dependent(carry, inputs, cpu=scan(1), default=scan(4))
+    return jax.lax.platform_dependent(carry, order, cpu=scan(1), default=scan(4))
 
 
-def _flat(array: jax.Array) -> jax.Array:
-    """What a step gives out, as one row: XLA puts rows of few numbers in their place one number at a time."""
-    return cpu_barrier(array.reshape(-1))
+def _put(rows: jax.Array, row: jax.Array, at: jax.Array) -> jax.Array:
+    """`rows` with `row`, flattened, at its place."""
+    flat = cpu_barrier(row.reshape(-1).astype(rows.dtype))
+    return jax.lax.dynamic_update_index_in_dim(rows, flat, at, 0)
 
 
 def _activate(z: jax.Array) -> jax.Array:
@@ -245,14 +255,18 @@ def _activate(z: jax.Array) -> jax.Array:
     return cpu_barrier(jnp.tanh(z * scale) * scale + offset)
 
 
-def _advance(gates: jax.Array, cell: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """From activated gates and the cell: the new (hidden, cell), and the factors that `_Saved` keeps."""
+def _advance(gates: jax.Array, cell: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array, jax.Array]:
+    """From activated gates and the cell: the new (hidden, cell), and the factors, [batch, 4 or 2, hidden]."""
     i, f, g, o = jnp.split(gates, len(GATES), axis=-1)
     new_cell = cpu_barrier(f * cell + i * g)
     squashed = cpu_barrier(jnp.tanh(new_cell))
     to_gates = g * i * (1 - i), cell * f * (1 - f), i * (1 - g * g), squashed * o * (1 - o)
-    factors = cpu_barrier(jnp.stack([*to_gates, o * (1 - squashed * squashed), f], axis=1))
-    return (cpu_barrier(o * squashed), new_cell), factors
+    to_cells = o * (1 - squashed * squashed), f
+    return (
+        (cpu_barrier(o * squashed), new_cell),
+        cpu_barrier(jnp.stack(to_gates, axis=1)),
+        cpu_barrier(jnp.stack(to_cells, axis=1)),
+    )
 
 
 def _previous(states: jax.Array) -> jax.Array:

@@ -44,8 +44,8 @@ def forward(projected: jax.Array, kernel: jax.Array, *, interpret: bool = False)
       interpret: run in Python, on any device, for tests.
 
     Returns:
-      Hidden states [steps, batch, hidden] and the factors of the backward pass [steps, batch, 6, hidden], as
-      `common.nn.lstm` keeps them.
+      Hidden states [steps, batch, hidden] and the factors of the backward pass [steps, batch, 6, hidden]: the four to
+      the gates and the two to the cells, as `common.nn.lstm` explains them.
     """
     (steps, batch, _), hidden = projected.shape, len(kernel)
     return _over_rows(
