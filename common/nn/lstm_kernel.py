@@ -6,7 +6,6 @@ arithmetic of `common.nn.lstm`, whose own loop is taken wherever `fits` says no.
 """
 
 import functools
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,10 +28,9 @@ def fits(batch: int, hidden: int, dtype: Any) -> bool:
 
 @functools.cache
 def _has_kernels() -> bool:
-    """On an NVIDIA GPU since Ampere, with a jax that still has Pallas for Triton."""
-    capability = str(getattr(jax.devices()[0], 'compute_capability', ''))
-    number = capability.partition('.')[0]
-    return number.isdigit() and int(number) >= 8 and bool(importlib.util.find_spec('jax.experimental.pallas.triton'))
+    """On an NVIDIA GPU since Ampere; whether this release of jax can still compile them, `common.nn.lstm` tries out."""
+    number = str(getattr(jax.devices()[0], 'compute_capability', '')).partition('.')[0]
+    return number.isdigit() and int(number) >= 8
 
 
 def forward(projected: jax.Array, kernel: jax.Array, *, interpret: bool = False) -> tuple[jax.Array, jax.Array]:
@@ -40,20 +38,20 @@ def forward(projected: jax.Array, kernel: jax.Array, *, interpret: bool = False)
 
     Args:
       projected: the inputs' part of the gates, float32 [steps, batch, 4 * hidden].
-      kernel: recurrent, [hidden, 4 * hidden], of the dtype of products and results.
+      kernel: recurrent, float32 [hidden, 4 * hidden].
       interpret: run in Python, on any device, for tests.
 
     Returns:
       Hidden states [steps, batch, hidden] and the factors of the backward pass [steps, batch, 6, hidden]: the four to
-      the gates and the two to the cells, as `common.nn.lstm` explains them.
+      the gates and the two to the cells, as `common.nn.lstm` explains them. Both float32.
     """
     (steps, batch, _), hidden = projected.shape, len(kernel)
     return _over_rows(
         _forward,
         [projected, kernel],
         [
-            jax.ShapeDtypeStruct((steps, batch, hidden), kernel.dtype),
-            jax.ShapeDtypeStruct((steps, batch, 6, hidden), kernel.dtype),
+            jax.ShapeDtypeStruct((steps, batch, hidden), jnp.float32),
+            jax.ShapeDtypeStruct((steps, batch, 6, hidden), jnp.float32),
         ],
         interpret,
     )
@@ -67,13 +65,13 @@ def backward(
     Args:
       output_gradient: float32 [steps, batch, hidden].
       factors: of `forward`.
-      kernel: recurrent, transposed: [4 * hidden, hidden].
+      kernel: recurrent, transposed: float32 [4 * hidden, hidden].
       interpret: as in `forward`.
 
     Returns:
-      [steps, batch, 4 * hidden] of the kernel's dtype.
+      float32 [steps, batch, 4 * hidden].
     """
-    gates = jax.ShapeDtypeStruct((*output_gradient.shape[:2], len(kernel)), kernel.dtype)
+    gates = jax.ShapeDtypeStruct((*output_gradient.shape[:2], len(kernel)), jnp.float32)
     return _over_rows(_backward, [output_gradient, factors, kernel], [gates], interpret)[0]
 
 
@@ -102,7 +100,7 @@ def _over_rows(program: Any, inputs: Sequence[Any], outputs: Sequence[Any], inte
 
 def _forward(projected: Any, kernel: Any, hidden_out: Any, factors_out: Any) -> None:
     steps, rows, size = hidden_out.shape
-    dtype, columns = hidden_out.dtype, _columns(size)
+    columns = _columns(size)
     kernels = [kernel[:, gate] for gate in columns]
 
     def read(step: Any) -> list[jax.Array]:
@@ -115,15 +113,15 @@ def _forward(projected: Any, kernel: Any, hidden_out: Any, factors_out: Any) -> 
         i, f, g, o = _sigmoid(i), _sigmoid(f), jnp.tanh(g), _sigmoid(o)
         new_cell = f * cell + i * g
         squashed = jnp.tanh(new_cell)
-        hidden = (o * squashed).astype(dtype)
+        hidden = o * squashed
         hidden_out[step] = hidden
         to_gates = g * i * (1 - i), cell * f * (1 - f), i * (1 - g * g), squashed * o * (1 - o)
         for number, factor in enumerate([*to_gates, o * (1 - squashed * squashed), f]):
-            factors_out[step, :, number] = factor.astype(dtype)
+            factors_out[step, :, number] = factor
         return hidden, new_cell, following
 
     zero = jnp.zeros((rows, size), jnp.float32)
-    lax.fori_loop(0, steps, advance, (zero.astype(dtype), zero, read(0)))
+    lax.fori_loop(0, steps, advance, (zero, zero, read(0)))
 
 
 def _backward(output_gradient: Any, factors: Any, kernel: Any, gates_out: Any) -> None:
@@ -132,7 +130,7 @@ def _backward(output_gradient: Any, factors: Any, kernel: Any, gates_out: Any) -
     kernels = [kernel[gate] for gate in columns]
 
     def read(step: Any) -> list[jax.Array]:
-        return [output_gradient[step], *(factors[step, :, number].astype(jnp.float32) for number in range(6))]
+        return [output_gradient[step], *(factors[step, :, number] for number in range(6))]
 
     def retreat(done: Any, carry: Any) -> Any:
         step = steps - 1 - done
@@ -140,8 +138,7 @@ def _backward(output_gradient: Any, factors: Any, kernel: Any, gates_out: Any) -
         following = read(jnp.maximum(step - 1, 0))
         hidden_gradient += output
         cell_gradient += hidden_gradient * to_cell
-        sources = cell_gradient * to_i, cell_gradient * to_f, cell_gradient * to_g, hidden_gradient * to_o
-        gates = [source.astype(gates_out.dtype) for source in sources]
+        gates = cell_gradient * to_i, cell_gradient * to_f, cell_gradient * to_g, hidden_gradient * to_o
         for gate, gradient in zip(columns, gates, strict=True):
             gates_out[step, :, gate] = gradient
         hidden_gradient = sum(_dot(gradient, weights) for gradient, weights in zip(gates, kernels, strict=True))
