@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 
 from common.nn.conv import DIMENSIONS, WAYS, choose, convolution
+from common.nn.convolutions.chunks import map_chunks
 from common.nn.normalisation import BatchNorm
 from common.nn.pooling import max_pool
 
@@ -68,6 +69,9 @@ def convolve_by_hand(x, w):
         ('winograd_weight_gradient', 5, 4, 13, 8, 4),
         ('bfloat16', 5, 4, 13, 8, 4),
         ('bfloat16', 3, 1, 9, 2, 3),
+        ('winograd_rows', 2, 8, 5, 4, 3),
+        ('winograd_rows', 7, 6, 9, 3, 5),
+        ('winograd_rows', 3, 1, 1, 2, 2),
         ('shifted', 7, 5, 6, 1, 4),
         ('shifted', 1, 1, 9, 2, 3),
         ('im2col_weight_gradient', 3, 7, 4, 3, 5),
@@ -86,14 +90,26 @@ def test_every_way_is_exact_in_float64(float64, way, batch, height, width, chann
 
 
 @pytest.mark.parametrize('batch', [14, 67])
-@pytest.mark.parametrize('way', ['winograd', 'shifted', 'bfloat16'])
+@pytest.mark.parametrize('way', ['winograd', 'shifted', 'bfloat16', 'winograd_rows'])
 def test_a_batch_may_be_cut_into_any_chunks(float64, monkeypatch, way, batch):
     monkeypatch.setattr('common.nn.convolutions.winograd.TILES_PER_CHUNK', (4 * 7, 4 * 7))
     monkeypatch.setattr('common.nn.convolutions.few_channels.PIXELS_PER_CHUNK', 7 * 7 * 7)
     monkeypatch.setattr('common.nn.convolutions.bfloat16.PIXELS_PER_CHUNK', 7 * 7 * 7)
+    monkeypatch.setattr('common.nn.convolutions.winograd_rows.PIXELS_PER_CHUNK', 7 * 7 * 7)
     x, w, g = draw(1, (batch, 7, 7, 2), (3, 3, 2, 4), (batch, 7, 7, 4))
     expected = result_and_gradients(convolution('direct'), x, w, g)
     assert_close(result_and_gradients(convolution(way), x, w, g), expected, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ('batch', 'limit', 'chunks'), [(64, 6, (16, 4)), (67, 6, (12, 6)), (7, 4, (2, 4)), (5, 9, (1, 5)), (3, 0, (3, 1))]
+)
+def test_chunks_fill_a_batch_up_only_where_none_fits(batch, limit, chunks):
+    x = jnp.arange(1, batch + 1)
+    y = map_chunks(lambda chunk: chunk * 2, limit, x)
+    assert y.shape == chunks
+    np.testing.assert_array_equal(y.reshape(-1)[:batch], 2 * x)
+    assert not y.reshape(-1)[batch:].any()
 
 
 @pytest.mark.parametrize(('dtype', 'relative'), [(jnp.float32, 2e-5), (jnp.bfloat16, 1e-2)])
@@ -155,15 +171,15 @@ def test_the_choice_depends_on_shapes_and_dtype_alone():
         assert choice(x, w, **change) == 'direct'
 
 
-def test_products_in_bfloat16_are_taken_where_they_outpace_winograds_saving():
+def test_a_way_in_bfloat16_depends_on_the_processor_and_on_how_much_there_is_to_multiply():
     def choice(batch, side, channels, speed, dtype=jnp.bfloat16):
         x, w = (batch, side, side, channels), (3, 3, channels, channels)
         return choose(x, w, (1, 1), 'SAME', (1, 1), 1, dtype, bfloat16_speed=speed)
 
-    assert choice(64, 48, 64, 2) == choice(64, 48, 64, 8) == choice(64, 12, 256, 8) == 'bfloat16'
-    assert choice(64, 12, 256, 2) == choice(64, 12, 256, 0) == 'winograd'
-    assert choice(2, 12, 256, 2) == 'bfloat16'  # too few tiles for Winograd's products
-    assert choice(64, 48, 64, 8, jnp.float32) == 'winograd'
+    assert choice(64, 48, 64, 2) == choice(64, 12, 256, 2) == 'winograd_rows'
+    assert choice(2, 12, 256, 2) == choice(64, 48, 32, 2) == choice(64, 5, 64, 2) == 'bfloat16'
+    assert choice(64, 48, 64, 8) == choice(64, 12, 256, 8) == 'bfloat16'
+    assert choice(64, 12, 256, 0) == choice(64, 48, 64, 8, jnp.float32) == 'winograd'
 
 
 @pytest.mark.parametrize('way', WAYS)

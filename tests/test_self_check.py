@@ -160,6 +160,7 @@ def test_products_in_bfloat16_keep_to_the_region(monkeypatch):
         {'window_strides': (2, 2)},
         {'padding': [(0, 1), (0, 1)]},
         {'padding': 'VALID'},
+        {'padding': [(0, 0), (1, 1)]},
         {'lhs_dilation': (2, 2)},
         {'rhs_dilation': (2, 2)},
         {'feature_group_count': 4},

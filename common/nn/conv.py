@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from common.nn.convolutions import bfloat16, depthwise, few_channels, pointwise, winograd
+from common.nn.convolutions import bfloat16, depthwise, few_channels, pointwise, winograd, winograd_rows
 from common.nn.convolutions.choices import Layer, way_of
 from common.nn.convolutions.chunks import at_least_float32
 
@@ -55,6 +55,7 @@ WAYS = {
     'winograd': _Way(winograd.convolve, winograd.input_gradient, winograd.weight_gradient),
     'winograd_weight_gradient': _Way(_direct, _cpu_input_gradient, winograd.weight_gradient),
     'bfloat16': _Way(_direct, bfloat16.input_gradient, bfloat16.weight_gradient),
+    'winograd_rows': _Way(_direct, winograd_rows.input_gradient, winograd_rows.weight_gradient),
     'shifted': _Way(few_channels.convolve, _cpu_input_gradient, few_channels.weight_gradient, few_channels.MOST),
     'im2col_weight_gradient': _Way(_direct, _cpu_input_gradient, few_channels.weight_gradient, few_channels.MOST),
 }
@@ -98,12 +99,13 @@ def choose(
     batch, height, width, channels_in = x_shape
     if channels_in <= few_channels.MOST:
         return 'shifted' if channels_in == 1 else 'im2col_weight_gradient'
-    gain = winograd.gain(height, width, channels_in, w_shape[3])
     tiles = winograd.tiles(batch, height, width)
-    enough = tiles >= 64  # products of fewer rows are bound by the cost of starting them
-    if dtype == jnp.bfloat16 and bfloat16_speed and not (enough and gain >= bfloat16_speed):
-        return 'bfloat16'
-    if enough and gain >= 1.2:
+    if dtype == jnp.bfloat16 and bfloat16_speed:
+        # Where products are as fast as with AMX, it is not known whether half of them are worth the sums.
+        wins = bfloat16_speed <= 2 and tiles >= 128 and winograd_rows.gain(height, channels_in, w_shape[3]) >= 1.1
+        return 'winograd_rows' if wins else 'bfloat16'
+    gain = winograd.gain(height, width, channels_in, w_shape[3])
+    if tiles >= 64 and gain >= 1.2:  # products of fewer rows are bound by the cost of starting them
         return 'winograd'
     # XLA's own weight gradient is the slower the more pixels it sums over.
     return 'winograd_weight_gradient' if gain >= 0.85 and tiles >= 256 else 'direct'

@@ -3,7 +3,7 @@
 By default XLA's CPU programs widen bfloat16 to float32 before they multiply. Two compiler options hand convolutions
 and products to oneDNN instead, two to eight times faster. On some shapes, strided or grouped ones above all, that
 gives wrong numbers in silence. So the options are given to no program that holds another convolution than those for
-which thousands of random shapes came out right: two-dimensional, NHWC, 3x3, stride 1, padding 1, no groups.
+which thousands of random shapes came out right: two-dimensional, NHWC, 3x3 or 1x3, stride 1, SAME padding, no groups.
 """
 
 import re
@@ -26,8 +26,9 @@ _KNOWN_RIGHT = (0, 12)  # the release of jax for which the region was establishe
 _CONVOLUTION = re.compile(r'stablehlo\.convolution\(.*')
 _INSIDE = re.compile(
     r'dim_numbers = \[b, 0, 1, f\]x\[0, 1, i, o\]->\[b, 0, 1, f\], window = \{(?:stride = \[1, 1\], )?'
-    r'pad = \[\[1, 1\], \[1, 1\]\](?:, lhs_dilate = \[1, 1\])?(?:, rhs_dilate = \[1, 1\])?(?:, reverse = [^}]*)?\} '
-    r'\{batch_group_count = 1 : i64, feature_group_count = 1 : i64.*\(tensor<\w+xbf16>, tensor<3x3x\w+xbf16>\)'
+    r'pad = \[\[(?:1, 1(?=.*, tensor<3x3x)|0, 0(?=.*, tensor<1x3x))\], \[1, 1\]\]'
+    r'(?:, lhs_dilate = \[1, 1\])?(?:, rhs_dilate = \[1, 1\])?(?:, reverse = [^}]*)?\} '
+    r'\{batch_group_count = 1 : i64, feature_group_count = 1 : i64.*\(tensor<\w+xbf16>, tensor<[13]x3x\w+xbf16>\)'
 )
 
 
@@ -74,8 +75,8 @@ def weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     _, height, width, channels = x.shape
 
     def body(x: jax.Array, g: jax.Array) -> jax.Array:
-        left = _neighbours(x, axis=2).reshape(-1, 3 * channels)
-        right = _neighbours(g, axis=1).reshape(-1, 3 * g.shape[-1])
+        left = neighbours(x, axis=2).reshape(-1, 3 * channels)
+        right = neighbours(g, axis=1).reshape(-1, 3 * g.shape[-1])
         return lax.optimization_barrier(lax.dot_general(left, right, (((0,), (0,)), ((), ()))))
 
     products = at_least_float32(map_chunks(body, PIXELS_PER_CHUNK // (height * width), x, g)).sum(0)
@@ -83,7 +84,7 @@ def weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     return products.reshape(3, channels, 3, -1)[:, :, ::-1].transpose(2, 0, 1, 3)
 
 
-def _neighbours(x: jax.Array, axis: int) -> jax.Array:
+def neighbours(x: jax.Array, axis: int) -> jax.Array:
     """`[batch, height, width, 3, channels]`: the pixel before each along an axis, itself, and the one after it."""
     size, precision = x.shape[axis], jnp.finfo(x.dtype)
 

@@ -13,14 +13,16 @@ def map_chunks(body: Callable[..., Any], limit: int, *arrays: jax.Array) -> Any:
 
     Args:
         body: takes a chunk of each array, returns a pytree of arrays.
-        limit: the most examples in a chunk; chunks are of equal size.
-        *arrays: `[batch, ...]`, batch at least 1. The last chunk is filled up with zeros.
+        limit: the most examples in a chunk; chunks are of equal size, down to half of it where that divides the batch.
+        *arrays: `[batch, ...]`, batch at least 1. A last chunk that is not full is filled up with zeros.
 
     Returns:
         The results of `body`, each with an axis of chunks in front.
     """
     batch = arrays[0].shape[0]
-    size = -(-batch // -(-batch // max(1, limit)))
+    limit = min(batch, max(1, limit))
+    whole = (size for size in range(limit, limit // 2, -1) if batch % size == 0)
+    size = next(whole, -(-batch // -(-batch // limit)))
     count = -(-batch // size)
     if count == 1:
         return jax.tree.map(lambda result: result[None], body(*arrays))

@@ -137,10 +137,10 @@ def _tiles(image: jax.Array, matrix: np.ndarray, rows: int, columns: int) -> Gri
     across = []
     for weights in matrix:
         every_fourth = [image[:, :, tap : tap + 4 * columns - 3 : 4] for tap in taps]
-        across.append(lax.optimization_barrier(_combine(weights, every_fourth)))
+        across.append(lax.optimization_barrier(combine(weights, every_fourth)))
     down = [[[part[:, tap : tap + 4 * rows - 3 : 4] for tap in taps] for part in across] for _ in matrix]
     return [
-        [_combine(weights, parts).reshape(-1, image.shape[-1]) for parts in line]
+        [combine(weights, parts).reshape(-1, image.shape[-1]) for parts in line]
         for weights, line in zip(matrix, down, strict=True)
     ]
 
@@ -151,14 +151,14 @@ def _sandwich(matrix: np.ndarray, grid: Sequence[Sequence[jax.Array]]) -> Grid:
 
 
 def _left(matrix: np.ndarray, grid: Sequence[Sequence[jax.Array]]) -> Grid:
-    return [[_combine(weights, column) for column in zip(*grid, strict=True)] for weights in matrix]
+    return [[combine(weights, column) for column in zip(*grid, strict=True)] for weights in matrix]
 
 
 def _right(matrix: np.ndarray, grid: Sequence[Sequence[jax.Array]]) -> Grid:
-    return [[_combine(weights, row) for weights in matrix] for row in grid]
+    return [[combine(weights, row) for weights in matrix] for row in grid]
 
 
-def _combine(weights: np.ndarray, arrays: Sequence[jax.Array]) -> jax.Array:
+def combine(weights: np.ndarray, arrays: Sequence[jax.Array]) -> jax.Array:
     """The weighted sum, written out so that zeros cost nothing and ones no multiplication."""
     terms = [
         array if weight == 1 else -array if weight == -1 else array * float(weight)
