@@ -102,7 +102,8 @@ def test_a_batch_may_be_cut_into_any_chunks(float64, monkeypatch, way, batch):
 
 
 @pytest.mark.parametrize(
-    ('batch', 'limit', 'chunks'), [(64, 6, (16, 4)), (67, 6, (12, 6)), (7, 4, (2, 4)), (5, 9, (1, 5)), (3, 0, (3, 1))]
+    ('batch', 'limit', 'chunks'),
+    [(64, 6, (8, 8)), (64, 4, (16, 4)), (67, 6, (12, 6)), (7, 4, (2, 4)), (5, 9, (1, 5)), (3, 0, (3, 1))],
 )
 def test_chunks_fill_a_batch_up_only_where_none_fits(batch, limit, chunks):
     x = jnp.arange(1, batch + 1)

@@ -13,7 +13,7 @@ def map_chunks(body: Callable[..., Any], limit: int, *arrays: jax.Array) -> Any:
 
     Args:
         body: takes a chunk of each array, returns a pytree of arrays.
-        limit: the most examples in a chunk; chunks are of equal size, down to half of it where that divides the batch.
+        limit: the most examples in a chunk, or half as many again where that divides the batch.
         *arrays: `[batch, ...]`, batch at least 1. A last chunk that is not full is filled up with zeros.
 
     Returns:
@@ -21,7 +21,7 @@ def map_chunks(body: Callable[..., Any], limit: int, *arrays: jax.Array) -> Any:
     """
     batch = arrays[0].shape[0]
     limit = min(batch, max(1, limit))
-    whole = (size for size in range(limit, limit // 2, -1) if batch % size == 0)
+    whole = (size for size in range(limit, limit + limit // 2 + 1) if batch % size == 0)
     size = next(whole, -(-batch // -(-batch // limit)))
     count = -(-batch // size)
     if count == 1:
