@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from common.nn.convolutions.chunks import at_least_float32, map_chunks
@@ -100,25 +99,26 @@ def _input_gradient(g: jax.Array, w: jax.Array, x_shape: tuple[int, ...], stride
 
 def _weight_gradient(x: jax.Array, g: jax.Array, w_shape: tuple[int, ...], stride: int) -> jax.Array:
     """For each tap the sum of a product; a loop over taps, for written out they take minutes to compile."""
-    taps = np.array(_taps(w_shape))
-    # The pixels that a tap meets lie side by side in the part of x at the tap's offset within a stride.
     padded = _padded(x, w_shape, stride)
-    size = [length // stride for length in padded.shape[1:3]]
-    parts = [_window(padded, (row, column), size, stride) for row in range(stride) for column in range(stride)]
-    parts = lax.optimization_barrier(jnp.stack(parts, axis=1))
-    starts = jnp.stack([taps[:, 0] % stride * stride + taps[:, 1] % stride, *(taps // stride).T], axis=1)
+    # By rows and columns of strides, so that a tap begins at an offset within one and needs no slice with a step.
+    strides = padded.reshape(
+        len(padded), padded.shape[1] // stride, stride, padded.shape[2] // stride, stride, padded.shape[3]
+    )
+    starts = jnp.array([(*divmod(row, stride), *divmod(column, stride)) for row, column in _taps(w_shape)])
 
     height = g.shape[1]
     terms = max(count for count in range(1, MOST_TERMS + 1) if height % count == 0)
     rows = height // terms
 
-    def body(parts: jax.Array, g: jax.Array) -> jax.Array:
-        size = (g.shape[0], 1, rows, *g.shape[2:])
+    def body(strides: jax.Array, g: jax.Array) -> jax.Array:
+        size = (g.shape[0], rows, 1, g.shape[2], 1, g.shape[3])
 
         def at(start: jax.Array) -> jax.Array:
-            part, row, column = start
+            row, down, column, right = start
             products = (
-                at_least_float32(lax.dynamic_slice(parts, (0, part, row + first, column, 0), size)[:, 0])
+                at_least_float32(
+                    lax.dynamic_slice(strides, (0, row + first, down, column, right, 0), size)[:, :, 0, :, 0]
+                )
                 * at_least_float32(g[:, first : first + rows])
                 for first in range(0, height, rows)
             )
@@ -128,7 +128,7 @@ def _weight_gradient(x: jax.Array, g: jax.Array, w_shape: tuple[int, ...], strid
         return lax.map(at, starts)
 
     limit = ELEMENTS_PER_CHUNK // (height * g.shape[2] * g.shape[3])
-    return map_chunks(body, limit, parts, g).sum(0).reshape(w_shape)
+    return map_chunks(body, limit, strides, g).sum(0).reshape(w_shape)
 
 
 def _taps(w_shape: tuple[int, ...]) -> list[tuple[int, int]]:

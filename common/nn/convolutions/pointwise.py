@@ -1,5 +1,7 @@
 """1x1 convolution on the CPU as matrix products, with the weight gradient in chunks that stay in the cache."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -47,10 +49,15 @@ def _product(x: jax.Array, w: jax.Array) -> jax.Array:
 def _weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     """The narrower side is transposed in memory first, so that the long contraction runs along rows."""
     narrow, wide = (x, g) if x.shape[-1] <= g.shape[-1] else (g, x)
+    batch, pixels = x.shape[0], x.shape[1] * x.shape[2]
 
-    def body(narrow: jax.Array, wide: jax.Array) -> jax.Array:
-        left = lax.optimization_barrier(at_least_float32(narrow).reshape(-1, narrow.shape[-1]).T)
-        return lax.optimization_barrier(left @ at_least_float32(wide).reshape(-1, wide.shape[-1]))
+    def products(narrow: jax.Array, wide: jax.Array, chunks: int) -> jax.Array:
+        left, right = (at_least_float32(side).reshape(chunks, -1, side.shape[-1]) for side in (narrow, wide))
+        return lax.optimization_barrier(lax.optimization_barrier(left.swapaxes(1, 2)) @ right)
 
-    product = map_chunks(body, ROWS_PER_CHUNK // (x.shape[1] * x.shape[2]), narrow, wide).sum(0)
+    if x.dtype == at_least_float32(x).dtype:  # as one batched product, since there is nothing to widen in the cache
+        sizes = (size for size in range(1, batch + 1) if batch % size == 0 and size * pixels <= ROWS_PER_CHUNK)
+        product = products(narrow, wide, batch // max(sizes, default=1)).sum(0)
+    else:
+        product = map_chunks(partial(products, chunks=1), ROWS_PER_CHUNK // pixels, narrow, wide).sum((0, 1))
     return (product if narrow is x else product.T)[None, None]

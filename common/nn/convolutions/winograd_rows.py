@@ -1,9 +1,9 @@
 """Gradients of a 3x3 convolution in bfloat16 by Winograd's F(4, 3) along the columns of an image alone.
 
 Four rows of the result need six of the input, and six products for each of the kernel's three columns where the direct
-way needs twelve. The sums of rows are rounded to bfloat16, so that the processor's own instructions multiply them. Hence
-one direction alone, for two would be rounded three times as coarsely; and gradients alone, so that what a model says is
-rounded as it is directly.
+way needs twelve. The sums of rows are rounded to bfloat16, so that the processor's own instructions multiply them.
+Hence one direction alone, for two would be rounded three times as coarsely; and gradients alone, so that what a model
+says is rounded as it is directly.
 """
 
 from collections.abc import Sequence
