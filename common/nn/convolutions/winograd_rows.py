@@ -17,6 +17,8 @@ from common.nn.convolutions.bfloat16 import neighbours
 from common.nn.convolutions.chunks import at_least_float32, map_chunks
 from common.nn.convolutions.winograd import combine
 
+# About that many at a time: in fewer it is slower, and whole batches are no faster and take more memory. A chunk is cut
+# out behind a barrier, for otherwise each of the six sums looks its rows up in the whole batch and takes twice as long.
 PIXELS_PER_CHUNK = 36864
 
 # As polynomials (Toom and Cook), evaluated at 0, a, -a, b, -b and infinity. With 1 and 2, as in float32, a gradient is
