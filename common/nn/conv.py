@@ -116,8 +116,9 @@ def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
 
     The fast ways need arrays `[batch, height, width, channels]`, SAME padding, no dilation, equal float dtypes and
     default precision, and a kernel that is 3x3 or 1x1 with stride 1 and no groups, or depthwise (a group a channel)
-    with the same odd side and the same stride both ways. They compute in float32, or float64 for float64 input. All
-    else goes to XLA. Reverse-mode differentiation only, except for 'direct'.
+    with the same odd side and the same stride both ways. They compute in float32, or float64 for float64 input, but
+    for 'bfloat16' and 'winograd_rows', whose products are of x's dtype. All else goes to XLA. Reverse-mode
+    differentiation only, except for 'direct'.
 
     Args:
         path: 'auto' for what `choose` says, 'direct' for XLA's own convolution bit for bit, or a key of `WAYS` or
