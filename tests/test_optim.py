@@ -52,6 +52,11 @@ def test_step_multiplies_by_the_factor_at_absolute_milestones(warmup):
     np.testing.assert_allclose(rates, [PEAK, PEAK / 10, PEAK / 10, PEAK / 100], rtol=1e-5)
 
 
+def test_milestones_within_the_warmup_count_one_by_one():
+    rate = schedule(name='step', factor=0.1, milestones=('10%', '20%', '75%'), warmup='60%')
+    np.testing.assert_allclose([rate(step) for step in (60, 74, 76)], [PEAK / 100, PEAK / 100, PEAK / 1000], rtol=1e-5)
+
+
 def test_a_warmup_that_takes_all_steps_and_unknown_names_are_refused():
     with pytest.raises(UsageError, match=r'config\.schedule\.warmup takes 100 of 100 steps'):
         schedule(warmup='10epochs')

@@ -25,13 +25,15 @@ def make_schedule(config: ConfigDict, total_steps: int, to_steps: Callable[[str]
     if warmup >= total_steps:
         raise UsageError(f'config.schedule.warmup takes {warmup} of {total_steps} steps; make it shorter')
     after = total_steps - warmup
+    drops: dict[int, float] = {}  # of a step schedule, by steps after the warmup, within which several may fall together
+    for milestone in schedule.milestones:
+        at = max(to_steps(milestone) - warmup, 0)
+        drops[at] = drops.get(at, 1.0) * schedule.factor
     shapes = {
         'constant': lambda: optax.constant_schedule(peak),
         'plateau': lambda: optax.constant_schedule(peak),
         'cosine': lambda: optax.cosine_decay_schedule(peak, after),
-        'step': lambda: optax.piecewise_constant_schedule(
-            peak, {max(to_steps(milestone) - warmup, 0): schedule.factor for milestone in schedule.milestones}
-        ),
+        'step': lambda: optax.piecewise_constant_schedule(peak, drops),
     }
     decay = choose(shapes, schedule.name, 'schedule.name')()
     if not warmup:
