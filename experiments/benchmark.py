@@ -48,6 +48,8 @@ def main() -> None:
     config, data_dir, peers = _CONFIG.value, launch.data_dir(_DATA_DIR), _peers()
     if unknown := set(_MEASURE.value) - set(PARTS):
         raise UsageError(f'--measure: there is no {", ".join(sorted(unknown))}; choose from {", ".join(PARTS)}')
+    if _OUTPUT.value:
+        pathlib.Path(_OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
     sizes = _sizes(config.batch_size)
     runtime.start(cpu_devices=cpu_devices(config.cpu_devices, math.gcd(*sizes[1])))
     jax.config.update('jax_enable_compilation_cache', False)  # a compile time is to be the time of a compile

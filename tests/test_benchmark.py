@@ -290,7 +290,7 @@ def restored_cache() -> Iterator[None]:
 def test_script_prints_a_table_and_writes_its_rows(
     trained: Trained, tmp_path: pathlib.Path, script: Callable[..., Ended]
 ) -> None:
-    output, nowhere = tmp_path / 'bench.json', tmp_path / 'nowhere'
+    output, nowhere = tmp_path / 'new/bench.json', tmp_path / 'nowhere'
     ended = script(
         'benchmark',
         *trained.arguments,
