@@ -45,6 +45,7 @@ class ClassificationTask(Task):
         finding them costs.
     """
 
+    better: ClassVar[Mapping[str, str]] = {'accuracy': 'max', 'balanced_accuracy': 'max', 'macro_f1': 'max'}
     sources: ClassVar[Mapping[str, ImageSource]]
     models: ClassVar[Mapping[str, Callable[..., Any]]]
     classes_of_concern: ClassVar[Sequence[str]] = ()

@@ -72,7 +72,7 @@ def base_config() -> ConfigDict:
     config.monitor = ConfigDict(
         {
             'metric': 'loss',  # of the validation split; decides which checkpoint is best
-            'mode': 'min',  # or max
+            'mode': 'auto',  # min or max: which is better; auto: as the task says of the metric
             'patience': 0,  # evaluations without improvement before training stops early; 0: never
         }
     )
@@ -113,7 +113,7 @@ def check(config: ConfigDict) -> None:
         'ensemble': (config.ensemble >= 1, 'at least 1'),
         'ema_decay': (0 <= config.ema_decay < 1, 'from 0 to below 1'),
         'data.threads': (config.data.threads >= 0, 'at least 0'),
-        'monitor.mode': (config.monitor.mode in ('min', 'max'), 'min or max'),
+        'monitor.mode': (config.monitor.mode in ('auto', 'min', 'max'), 'auto, min or max'),
         'monitor.patience': (config.monitor.patience >= 0, 'at least 0'),
     }
     for key, (right, wanted) in wrong.items():

@@ -24,9 +24,11 @@ class Task(abc.ABC):
 
     Attributes:
       notice: the sentence at the top of every report.
+      better: of each of `metrics`, whether 'min' or 'max' is better; by these names `config.monitor.metric` chooses.
     """
 
     notice: ClassVar[str] = 'Research software.'
+    better: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, config: ConfigDict, info: Mapping[str, Any]):
         """`info` is `Dataset.info`, fresh from the data or from a run's config.json."""
@@ -97,7 +99,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def metrics(self, predictions: Predictions, split: Split) -> dict[str, float]:
-        """Scalars cheap enough for every validation during training."""
+        """Scalars cheap enough for every validation during training, named in `better`; `loss` is the frame's own."""
 
     @abc.abstractmethod
     def report(self, evidence: Evidence) -> Report:

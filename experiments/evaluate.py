@@ -11,9 +11,11 @@ import pathlib
 from absl import flags
 
 from common import runtime
+from common.config import load_run
 from common.errors import UsageError
 from common.evaluation.judge import judge
 from common.evaluation.views import VIEWS
+from common.training.dispatch import cpu_devices
 from common.training.folds import walk_forward
 from experiments import launch
 
@@ -29,8 +31,9 @@ _WALK_FORWARD = flags.DEFINE_integer(
 
 
 def main() -> None:
-    runtime.start()
     workdirs = [pathlib.Path(workdir) for workdir in _WORKDIR.value]
+    config = load_run(workdirs[0]).config
+    runtime.start(cpu_devices=cpu_devices(config.cpu_devices, config.batch_size) if _WALK_FORWARD.value else 1)
     data_dir = pathlib.Path(_DATA_DIR.value) if _DATA_DIR.value else None
     if _WALK_FORWARD.value:
         if len(workdirs) > 1:

@@ -29,7 +29,7 @@ _DEVICES = flags.DEFINE_integer('devices', 0, 'Devices to train on; 0: all.', lo
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other processes of this run, as the cluster says.')
 
 
-def main() -> None:
+def main() -> int:
     config, workdir, data_dir = _CONFIG.value, pathlib.Path(_WORKDIR.value), launch.data_dir(_DATA_DIR)
     runtime.start(_DISTRIBUTED.value, cpu_devices(config.cpu_devices, config.batch_size))
     launch.prepare_if_needed(config, data_dir)
@@ -41,11 +41,12 @@ def main() -> None:
         outcome = train(training, state, progress, checkpoints, workdir)
     finally:
         checkpoints.close()
-    draw_learning_curves(workdir, config.monitor)
+    draw_learning_curves(workdir, training.config.monitor)
     best = outcome.progress
     print(f'{outcome.ended} at step {outcome.step} after {best.seconds:.0f} s of training; run: {workdir}')
     if best.best is not None:
         print(f'best validation {config.monitor.metric}: {best.best:.4f} at step {best.best_step}')
+    return outcome.exit_status
 
 
 def draw_learning_curves(workdir: pathlib.Path, monitor: ConfigDict) -> None:

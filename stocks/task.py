@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ class Stocks(Task):
     """Windows of daily prices in, the close `horizon` rows later out; one model for all tickers or one for each."""
 
     notice = 'Research software. It gives no financial advice.'
+    better: ClassVar[Mapping[str, str]] = {'rmse': 'min', 'directional_accuracy': 'max', 'skill': 'max'}
 
     def __init__(self, config: ConfigDict, info: Mapping[str, Any]):
         super().__init__(config, info)

@@ -1,17 +1,20 @@
 """The loop: resume is bit-exact, best and latest, early stopping, plateau, divergence, and what is recorded."""
 
+import fcntl
 import json
 import math
 import os
 import pathlib
 import signal
+import time
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from common.checkpoint import Checkpoints
-from common.errors import TrainingDivergedError, UserError
+from common.errors import TrainingDivergedError, UsageError, UserError
 from common.history import read_history
 from common.training.journal import Journal
 from common.training.loop import Outcome, train
@@ -20,6 +23,7 @@ from common.training.setup import Training, make_training
 from common.training.start import begin
 from tests.toy import datasets as toy_datasets
 from tests.toy.configs import toy as toy_config
+from tests.toy.task import Toy
 
 
 @pytest.fixture(scope='module')
@@ -115,9 +119,77 @@ def test_an_interrupted_run_that_goes_on_equals_an_uninterrupted_one_bit_for_bit
     mine, theirs = evaluations(tmp_path / 'halves'), evaluations(tmp_path / 'whole')
     assert [record['step'] for record in mine] == [8, 16, 24]
     for a, b in zip(mine, theirs, strict=True):
-        same = [name for name in b if name.startswith('validation/')]
-        assert len(same) >= 2
+        same = [name for name in b if name.startswith(('train/', 'validation/'))]
+        assert len(same) >= 4
         assert [a[name] for name in same] == [b[name] for name in same]
+
+
+def test_an_interrupted_run_tells_by_its_exit_status_which_signal_it_was(fit, tmp_path):
+    assert [fit(tmp_path / str(number), 3, number)[1].exit_status for number in (2, 15)] == [130, 143]
+    assert fit(tmp_path / '2')[1].exit_status == 0
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(fit, tmp_path):
+    fit(tmp_path, 3)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match='another training is at work in'):
+        fit(tmp_path)
+    os.close(folder)
+    assert fit(tmp_path)[1].ended == 'complete'
+
+
+def test_the_better_of_a_metric_is_what_its_task_says_unless_the_config_does(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr(Toy, 'better', {'mae': 'max'})
+    training, outcome = fit(tmp_path / 'run')  # the error falls, so that the first one is the greatest
+    assert (training.config.monitor.mode, outcome.progress.best_step) == ('max', 8)
+    training, outcome = fit(tmp_path / 'other', monitor__mode='min')
+    assert (training.config.monitor.mode, outcome.progress.best_step) == ('min', 24)
+
+
+def test_an_unknown_metric_is_refused_before_the_first_step(fit, tmp_path):
+    with pytest.raises(UsageError, match="metric is 'mse'; it may be loss, mae"):
+        fit(tmp_path / 'run', monitor__metric='mse')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_the_seconds_of_training_leave_out_compiling(fit, tmp_path, monkeypatch):
+    compile_step = Training.compile
+
+    def slowly(self, state, batch):
+        time.sleep(2)
+        return compile_step(self, state, batch)
+
+    monkeypatch.setattr(Training, 'compile', slowly)
+    _, outcome = fit(tmp_path / 'run', steps_per_dispatch=3)  # and single steps at the end of an epoch
+    assert 0 < outcome.progress.seconds < 2
+
+
+def test_tensorboard_shows_what_metrics_jsonl_holds_also_after_a_kill(tmp_path):
+    journal = Journal(tmp_path, 0)
+    for step in (4, 8, 12):
+        journal.write(step, {'loss': 1 / step, 'by_class': [1, 2]})
+    journal.close()
+    for path in (tmp_path / 'tensorboard').iterdir():
+        path.write_bytes(path.read_bytes()[:-40])  # what was still on its way
+    journal = Journal(tmp_path, 8)
+    journal.write(12, {'loss': 0.1})
+    journal.close()
+    scalars = [event for event in events(tmp_path) if event.HasField('summary')]
+    assert [(event.step, event.summary.value[0].tag) for event in scalars] == [(4, 'loss'), (8, 'loss'), (12, 'loss')]
+    np.testing.assert_allclose([event.summary.value[0].simple_value for event in scalars], [1 / 4, 1 / 8, 0.1])
+
+
+def events(workdir: pathlib.Path) -> list[Event]:
+    """Every event in TensorBoard's files: a length of 8 bytes, 4 of its sum, the event, and 4 of its sum."""
+    found = []
+    for path in sorted((workdir / 'tensorboard').iterdir()):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], 'little')
+            found.append(Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
+    return found
 
 
 def test_the_handlers_of_signals_come_back(fit, tmp_path):

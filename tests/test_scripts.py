@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from common.history import read_history
+from lesion.task import Lesion
 from tests.conftest import SMALL, Trained, draw_raw, making, run_script, start_script
 
 LONG = ('--config.duration=80steps', '--config.evaluate_every=10steps', '--config.ema_decay=0.99')
@@ -72,7 +73,7 @@ def test_a_stopped_training_goes_on_in_another_process_bit_for_bit(trained, unin
     assert 'complete' not in stdout
     assert 'Traceback' not in stderr
     if how == signal.SIGINT:
-        assert status == 0
+        assert status == 128 + signal.SIGINT
         assert 'interrupted at step' in stdout
     else:
         assert status == -signal.SIGKILL
@@ -89,7 +90,7 @@ def test_a_stopped_training_goes_on_in_another_process_bit_for_bit(trained, unin
     assert [record['step'] for record in records[0]] == list(range(10, 81, 10))
     for mine, theirs in zip(*records, strict=True):
         assert {'train/loss', 'validation/loss', 'train/accuracy', 'validation/accuracy'} <= mine.keys()
-        for name in ('validation/loss', 'validation/balanced_accuracy'):
+        for name in ('train/loss', 'validation/loss', 'validation/balanced_accuracy'):
             assert mine[name] == theirs[name]
     assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {
         path.name for path in (uninterrupted / 'checkpoints').iterdir()
@@ -120,6 +121,11 @@ def test_a_run_holds_what_the_readme_says(trained):
     record = json.loads((trained.workdir / 'config.json').read_text())
     assert record['config']['batch_size'] == 16
     assert record['environment']['versions']['jax'] == jax.__version__
+
+
+def test_every_metric_of_which_the_better_is_known_is_measured(trained):
+    measured = {name for record in read_history(trained.workdir) for name in record if name.startswith('validation/')}
+    assert {f'validation/{name}' for name in Lesion.better} < measured
 
 
 def test_a_diverged_training_ends_with_status_1_and_the_best_checkpoint(script, trained, tmp_path):
@@ -314,8 +320,9 @@ def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
         ('--config.data.sampling=nope', 2, ["config.data.sampling is 'nope'; it may be uniform or balanced"]),
         ('--config.dataset.name=nope', 2, ["config.dataset.name is 'nope'; it may be ham10000, isic2018"]),
         ('--config.loss.class_weights=nope', 2, ["config.loss.class_weights is 'nope'; it may be none, inverse"]),
-        ('--config.monitor.metric=nope', 2, ["config.monitor.metric is 'nope'; it may be loss"]),
-        ('--config.monitor.mode=nope', 2, ["config.monitor.mode is 'nope'; it must be min or max"]),
+        ('--config.monitor.metric=nope', 2, ["config.monitor.metric is 'nope'; it may be loss, accuracy"]),
+        ('--config.monitor.mode=nope', 2, ["config.monitor.mode is 'nope'; it must be auto, min or max"]),
+        ('--devices=9', 2, ['--devices=9: there are 4 (cpu)']),
         ('--config.precision=float8', 2, ["config.precision is 'float8'"]),
         ('--config.evaluate_every=3weeks', 2, ["'3weeks' is no duration"]),
         ('--config.augment.zoom=3', 2, ['config.augment.zoom']),

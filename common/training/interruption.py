@@ -1,14 +1,19 @@
-"""Ctrl-C and SIGTERM as a request: the training saves a checkpoint and ends by itself."""
+"""What other processes may do to a training: ask it to end, or want its folder."""
 
 import contextlib
+import fcntl
+import os
+import pathlib
 import signal
 from collections.abc import Iterator
 from typing import Any
 
+from common.errors import UserError
+
 
 @contextlib.contextmanager
 def interruption() -> Iterator[list[int]]:
-    """A list that fills when the process is asked to end; a second Ctrl-C ends it at once."""
+    """A list of signals, SIGINT (Ctrl-C) and SIGTERM, that ask the process to end; a second Ctrl-C ends it at once."""
     asked: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -27,3 +32,23 @@ def interruption() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def alone(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps the folder for this process's training.
+
+    Raises:
+      UserError: if another process has it.
+    """
+    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f'another training is at work in {workdir}: give another --workdir, or wait') from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(folder)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -18,27 +19,37 @@ class Journal:
     def __init__(self, workdir: pathlib.Path, resumed_at: int, *, active: bool = True):
         """Records after step `resumed_at`, left by a run that was killed, are dropped; they will come again.
 
-        Only the process with `active` writes.
+        TensorBoard's files are written anew from the others, for a process that is killed takes some with it that were
+        on their way. Only the process with `active` writes.
         """
         self._path = workdir / METRICS_FILE
         self._active = active
-        self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=resumed_at or None) if active else None
+        self._board = None
         if active:
             kept = [record for record in read_history(workdir) if record['step'] <= resumed_at and resumed_at]
             self._path.write_text(''.join(json.dumps(record) + '\n' for record in kept), encoding='utf-8')
+            folder = workdir / 'tensorboard'
+            shutil.rmtree(folder, ignore_errors=True)
+            self._board = SummaryWriter(str(folder))
+            for record in kept:
+                _show(self._board, record)
 
     def write(self, step: int, record: Mapping[str, Any]) -> None:
         if not self._active or self._board is None:
             return
         with self._path.open('a', encoding='utf-8') as file:
             file.write(json.dumps({'step': step, **record}) + '\n')
-        for name, value in record.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
+        _show(self._board, {'step': step, **record})
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+
+def _show(board: SummaryWriter, record: Mapping[str, Any]) -> None:
+    for name, value in record.items():
+        if name != 'step' and isinstance(value, int | float):
+            board.add_scalar(name, value, record['step'])
 
 
 class ProgressLine:

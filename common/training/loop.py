@@ -6,9 +6,11 @@ and goes on takes the same batches, draws the same random numbers and ends with 
 """
 
 import collections
+import contextlib
 import dataclasses
 import math
 import pathlib
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,10 +18,9 @@ import jax
 import numpy as np
 
 from common.checkpoint import Checkpoints
-from common.config import choose
 from common.errors import TrainingDivergedError
 from common.state import TrainState
-from common.training.interruption import interruption
+from common.training.interruption import alone, interruption
 from common.training.journal import Clock, Journal, ProgressLine, duration_text
 from common.training.plan import chunks
 from common.training.setup import Training
@@ -38,6 +39,8 @@ class Progress:
       best: the best monitored metric, None before the first evaluation, reached at `best_step`.
       stale: evaluations since then.
       stale_since_drop: evaluations since the best or since the plateau schedule last lowered the rate.
+      steps: since the last evaluation.
+      sums: of every training metric over these steps.
     """
 
     seconds: float = 0.0
@@ -46,15 +49,18 @@ class Progress:
     best_step: int = 0
     stale: int = 0
     stale_since_drop: int = 0
+    steps: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a training ended: 'complete', 'stopped early' or 'interrupted'."""
+    """How a training ended: 'complete', 'stopped early' or 'interrupted'; the last with an exit status that tells."""
 
     ended: str
     step: int
     progress: Progress
+    exit_status: int = 0
 
 
 def train(
@@ -64,8 +70,10 @@ def train(
 
     Raises:
       TrainingDivergedError: if a loss becomes NaN or infinite; checkpoints stay as they were.
+      UserError: if another process is training in `workdir`.
     """
-    with interruption() as asked_to_stop:
+    chief = jax.process_index() == 0
+    with alone(workdir) if chief else contextlib.nullcontext(), interruption() as asked_to_stop:
         return _Loop(training, state, progress, checkpoints, workdir).run(asked_to_stop)
 
 
@@ -88,7 +96,7 @@ class _Loop:
         self._evaluate_every = max(training.to_steps(config.evaluate_every), 1)
         self._log_every = max(training.to_steps(config.log_every), 1)
         self._pending: collections.deque[tuple[int, Any]] = collections.deque()  # metrics not yet fetched
-        self._since_evaluation: list[dict[str, float]] = []
+        self._latest: dict[str, float] = {}
         self._logged = (self._step, self._clock.seconds)
         self._journal = Journal(workdir, self._step, active=self._chief)
 
@@ -103,10 +111,11 @@ class _Loop:
                 if self._is_over():
                     return Outcome(self._is_over(), self._step, self._progress)
                 if asked_to_stop or self._checkpoints.reached_preemption(self._step):
-                    return self._interrupted()
+                    return self._interrupted(asked_to_stop[0] if asked_to_stop else signal.SIGTERM)
                 batch = next(batches)
                 count = batch['mask'].shape[1]
                 if count not in compiled:
+                    self._clock.pause()
                     compiled[count], cost = training.compile(self._state, batch)
                     self._say(cost)
                 self._clock.resume()
@@ -130,18 +139,20 @@ class _Loop:
         if not math.isfinite(loss):
             raise TrainingDivergedError(_diverged(f'validation loss is {loss}', step))
         metrics = {'loss': loss, **training.task.metrics(predictions, training.dataset.splits[VALIDATION])}
-        monitored = choose(metrics, training.config.monitor.metric, 'monitor.metric')
+        monitored = metrics[training.config.monitor.metric]
         if not math.isfinite(monitored):
             raise TrainingDivergedError(
                 f'the validation {training.config.monitor.metric} is {monitored} at step {step}'
             )
         self._note(monitored)
-        record = {f'train/{name}': value for name, value in self._training_means().items()}
+        progress = self._progress
+        record = {f'train/{name}': total / progress.steps for name, total in progress.sums.items()}
         record |= {f'validation/{name}': value for name, value in metrics.items()}
+        progress.steps, progress.sums = 0, {}
         epoch = step / training.plan.steps_per_epoch
-        self._journal.write(step, {'epoch': epoch, 'seconds': self._progress.seconds, **record})
-        self._say(_evaluation_line(epoch, step, record, training.config.monitor.metric, self._progress.stale == 0))
-        self._checkpoints.save(self._state, dataclasses.asdict(self._progress), step, monitored)
+        self._journal.write(step, {'epoch': epoch, 'seconds': progress.seconds, **record})
+        self._say(_evaluation_line(epoch, step, record, training.config.monitor.metric, progress.stale == 0))
+        self._checkpoints.save(self._state, dataclasses.asdict(progress), step, monitored)
 
     def _note(self, monitored: float) -> None:
         """Books the monitored metric: best so far, patience, plateau."""
@@ -164,12 +175,12 @@ class _Loop:
             return 'stopped early'
         return 'complete' if self._step >= self._training.total_steps else ''
 
-    def _interrupted(self) -> Outcome:
+    def _interrupted(self, signal_number: int) -> Outcome:
         self._fetch(keep=0)
         self._progress.seconds = self._clock.seconds
         if self._step > 0:
             self._checkpoints.save(self._state, dataclasses.asdict(self._progress), self._step)
-        return Outcome('interrupted', self._step, self._progress)
+        return Outcome('interrupted', self._step, self._progress, 128 + signal_number)
 
     def _log(self) -> None:
         before, seconds = self._logged
@@ -181,9 +192,9 @@ class _Loop:
         examples = steps * self._training.plan.batch_size * (self._training.members.count or 1)
         rate, step_time = examples / (now - seconds), (now - seconds) / steps
         self._logged = (self._step, now)
-        if not self._since_evaluation:
+        latest = self._latest
+        if not latest:
             return
-        latest = self._since_evaluation[-1]
         rates = {
             'learning_rate': float(self._training.schedule(self._step) * np.mean(self._state.learning_rate_scale)),
             'examples_per_second': rate,
@@ -206,12 +217,10 @@ class _Loop:
                 if not math.isfinite(objective):
                     at = step - len(host['objective']) + i + 1
                     raise TrainingDivergedError(_diverged(f'training loss became {objective}', at))
-                self._since_evaluation.append({name: float(value[i]) for name, value in host.items()})
-
-    def _training_means(self) -> dict[str, float]:
-        seen, self._since_evaluation = self._since_evaluation, []
-        names = seen[0] if seen else ()
-        return {name: float(np.mean([metrics[name] for metrics in seen])) for name in names}
+                self._latest = {name: float(value[i]) for name, value in host.items()}
+                self._progress.steps += 1
+                for name, value in self._latest.items():
+                    self._progress.sums[name] = self._progress.sums.get(name, 0.0) + value
 
     def _say(self, text: str) -> None:
         self._line.clear()

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from common.config import check, number_of_steps
+from common.config import check, choose, number_of_steps
 from common.data.dataset import Dataset, Split
 from common.data.transport import Choice, Transport, choose_transport
 from common.errors import UsageError
@@ -143,7 +143,7 @@ class Training:
         begin = time.perf_counter()
         compiled = self.train_step.compile(state, shared, batch)
         seconds = time.perf_counter() - begin
-        operations = self.flops * len(self.members.seeds) * self.config.steps_per_dispatch
+        operations = self.flops * len(self.members.seeds) * batch['mask'].shape[1]
         words = f'compiled in {seconds:.1f} s; {operations / 1e9:.2f} GFLOP a dispatch{_memory(compiled)}'
         return compiled, words
 
@@ -164,6 +164,8 @@ def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) 
     kind = task_class(config.task)
     dataset = kind.load(config, data_dir)
     task = kind(config, dataset.info)
+    if devices > len(jax.devices()):
+        raise UsageError(f'--devices={devices}: there are {len(jax.devices())} ({jax.devices()[0].platform})')
     parallel = DataParallel(jax.devices()[: devices or None])
     train = dataset.splits['train']
     groups = task.members(train)
@@ -184,6 +186,10 @@ def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) 
         total_steps=total,
         transport_choice=choose_transport(config.data.transport, _num_bytes(dataset), parallel),
     )
+    monitor = training.config.monitor
+    better = choose({'loss': 'min', **task.better}, monitor.metric, 'monitor.metric')
+    if monitor.mode == 'auto':
+        monitor.mode = better
     if not config.steps_per_dispatch:
         boundary = max(training.to_steps(config.evaluate_every), 1)
         operations = training.flops * len(members.seeds)

@@ -20,7 +20,6 @@ def get_config(variant: str = 'vgg') -> ConfigDict:
     )
     config.loss = ConfigDict({**classification_loss(), 'soft_targets': False})
     config.monitor.metric = 'accuracy'
-    config.monitor.mode = 'max'
     name, _, suffix = variant.partition('-')
     choose(VARIANTS, name, 'variant')(config)
     config.augment.update(mixup=0.0, cutmix=0.0)  # off, and there to be set

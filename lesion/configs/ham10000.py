@@ -30,7 +30,6 @@ def get_config(variant: str = 'cnn') -> ConfigDict:
     config.optimizer.weight_decay = 1e-2
     config.schedule.warmup = '1epochs'
     config.monitor.metric = 'balanced_accuracy'
-    config.monitor.mode = 'max'
     choose(VARIANTS, variant, 'variant')(config)
     config.model.metadata = False  # age, sex and site beside the image
     config.model.metadata_dropout = 0.2  # of the examples, in training

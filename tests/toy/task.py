@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from .models import MLP
 
 class Toy(Task):
     """Inputs are the three coordinates, jittered by `config.augment.jitter` in training."""
+
+    better: ClassVar[Mapping[str, str]] = {'mae': 'min'}
 
     @classmethod
     def prepare(cls, config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool) -> Audit:
