@@ -25,7 +25,7 @@ def make_schedule(config: ConfigDict, total_steps: int, to_steps: Callable[[str]
     if warmup >= total_steps:
         raise UsageError(f'config.schedule.warmup takes {warmup} of {total_steps} steps; make it shorter')
     after = total_steps - warmup
-    drops: dict[int, float] = {}  # of a step schedule, by steps after the warmup, within which several may fall together
+    drops: dict[int, float] = {}  # of a step schedule, by step after the warmup, where several may fall together
     for milestone in schedule.milestones:
         at = max(to_steps(milestone) - warmup, 0)
         drops[at] = drops.get(at, 1.0) * schedule.factor
