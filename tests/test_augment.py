@@ -18,6 +18,8 @@ EVERYTHING = {
     'vertical_flip': 0.5,
     'contrast': (0.5, 1.5),
     'brightness': 0.2,
+    'saturation': (0.5, 1.5),
+    'hue': 30.0,
     'cutout': 0.3,
     'erasing': 0.5,
 }
@@ -74,7 +76,7 @@ def random_matrices(count, height, width, seed=0):
         ConfigDict(),
         dict.fromkeys(EVERYTHING, 0),
         dict.fromkeys(EVERYTHING),
-        {'zoom': (1.0, 1.0), 'contrast': [1, 1], 'mixup': 0.5},
+        {'zoom': (1.0, 1.0), 'contrast': [1, 1], 'saturation': (1, 1), 'mixup': 0.5},
     ],
 )
 def test_what_is_off_leaves_the_images_exactly(config):
@@ -193,6 +195,29 @@ def test_contrast_and_brightness_are_affine_in_the_pixel_within_their_ranges():
         assert stats.kstest(values, stats.uniform(low, high - low).cdf).pvalue > 1e-3
 
 
+def test_saturation_and_hue_scale_and_turn_colours_about_grey_within_their_ranges():
+    images = np.uint8(110 + random_images(300, 5, 6, 3) % 36)  # so that nothing is clipped
+    images[:, 0] = images[:, 0, :, :1]  # a row of greys
+    result = run(images, keys_for(300), {'saturation': (0.4, 1.6), 'hue': 40.0})
+    np.testing.assert_allclose(result[:, 0], images[:, 0], atol=0.02)
+    luma = np.array([0.299, 0.587, 0.114])  # of ITU-R BT.601
+    np.testing.assert_allclose(result @ luma, images @ luma, atol=0.02)
+    # The axes of colour of YIQ as a complex number: 33 degrees from the differences blue - luma and red - luma.
+    before, after = (
+        np.exp(1j * np.deg2rad(33)) * (0.493 * (x[..., 2] - x @ luma) + 1j * 0.877 * (x[..., 0] - x @ luma))
+        for x in (np.float64(images[:, 1:]), np.float64(result[:, 1:]))
+    )
+    ratio = (after * before.conj()).sum((1, 2)) / (np.abs(before) ** 2).sum((1, 2))
+    np.testing.assert_allclose(after, ratio[:, None, None] * before, atol=0.1)
+    for values, low, high in ((np.abs(ratio), 0.4, 1.6), (-np.rad2deg(np.angle(ratio)), -40, 40)):
+        assert stats.kstest(values, stats.uniform(low, high - low).cdf).pvalue > 1e-3
+
+
+def test_colour_of_grey_images_is_refused():
+    with pytest.raises(UsageError, match='saturation and hue are for colour; the images have 1 channel'):
+        run(random_images(2, 4, 4, 1), keys_for(2), {'hue': 10.0})
+
+
 def test_the_result_stays_within_0_and_255():
     images = random_images(64, 8, 8, 1)
     result = run(images, keys_for(64), {'contrast': (0.0, 10.0), 'brightness': 1.0})
@@ -293,7 +318,7 @@ def test_keys_are_those_of_fold_in_and_differ_by_position():
     keys = example_keys(jax.random.key(3), jnp.array([5, 0, 9], jnp.int32))
     for key, position in zip(keys, (5, 0, 9), strict=True):
         assert key == jax.random.fold_in(jax.random.key(3), position)
-    images = np.repeat(random_images(1, 16, 16, 1), 8, axis=0)
+    images = np.repeat(random_images(1, 16, 16, 3), 8, axis=0)
     assert len(np.unique(run(images, keys_for(8), EVERYTHING), axis=0)) == 8
 
 
@@ -357,6 +382,8 @@ def test_mixing_that_is_off_returns_its_inputs_and_odd_batches_are_refused():
         ('zoom', (0.0, 1.0)),
         ('zoom', (0.5, 1.0, 2.0)),
         ('contrast', (-0.1, 1.0)),
+        ('saturation', 1.5),
+        ('hue', 200),
         ('shift', 'much'),
         ('mixup', float('inf')),
         ('cutmix', -1.0),

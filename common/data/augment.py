@@ -9,6 +9,8 @@
   vertical_flip    probability of mirroring top and bottom
   contrast         (low, high) factor about the image's mean, each 0..10; (1, 1) is off
   brightness       fraction of the full range, 0..1; what is added is uniform in +-255 * brightness
+  saturation       (low, high) factor of what sets a colour apart from grey, each 0..10; (1, 1) is off
+  hue              degrees, 0..180; colours turn about grey by an angle uniform in +-hue
   cutout           side of a rectangle that takes the image's mean, as a fraction of height and of width
   erasing          probability that a rectangle of random area and aspect takes the image's mean
   mixup, cutmix    alpha of Beta(alpha, alpha), for `mix`; with both, each example takes one or the other
@@ -32,18 +34,27 @@ _LIMITS = {
     'rotation': (0, 180),
     'zoom': (0.1, 10),
     'contrast': (0, 10),
+    'saturation': (0, 10),
+    'hue': (0, 180),
     'mixup': (0, math.inf),
     'cutmix': (0, math.inf),
 }
-_PAIRS = ('zoom', 'contrast')
+_PAIRS = ('zoom', 'contrast', 'saturation')
 
 # Every random number has a place of its own, so that turning one operation on leaves the others as they were.
 _DRAWS = (
     *('rotation', 'zoom', 'shift_y', 'shift_x', 'horizontal_flip', 'vertical_flip', 'brightness', 'contrast'),
     *('cutout_y', 'cutout_x', 'erasing', 'erasing_area', 'erasing_aspect', 'erasing_y', 'erasing_x'),
+    *('saturation', 'hue'),
 )
 _ERASED_AREA = (0.02, 0.4)  # of the image; these two as in Zhong et al. 2017 (arXiv:1708.04896)
 _ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])  # FCC 1953
+_RGB = np.linalg.inv(_YIQ)
+# Matrices from colours to colours: their luma, what else they have, and that turned by a right angle.
+_LUMA = np.float32(np.outer(_RGB[:, 0], _YIQ[0]))
+_COLOUR = np.float32(_RGB[:, 1:] @ _YIQ[1:])
+_TURN = np.float32(np.outer(_RGB[:, 2], _YIQ[1]) - np.outer(_RGB[:, 1], _YIQ[2]))
 
 
 def validate(config: Mapping[str, Any]) -> None:
@@ -72,7 +83,8 @@ def augment(images: Images, keys: Keys, config: Mapping[str, Any]) -> jax.Array:
     """Augments uint8 [batch, height, width, channels] into float32 of the same shape, in 0..255.
 
     An example's result depends on its pixels, its key and `config` alone, bit for bit: not on the batch or
-    the device it is in. Geometry comes first, in a single resampling; then rectangles, contrast, brightness.
+    the device it is in. Geometry comes first, in a single resampling; then rectangles, contrast,
+    brightness, colour.
     Images are at least 2 pixels a side, and at most 1500 (what the fixed-point coordinates can reach).
     """
     draws = _draws(keys, _DRAWS, stream=0)
@@ -97,6 +109,9 @@ def augment(images: Images, keys: Keys, config: Mapping[str, Any]) -> jax.Array:
         pixels = mean + (pixels - mean) * factor
     if _is_on(config, 'brightness'):
         pixels = pixels + 255 * _within(config['brightness'], draws['brightness'])[:, None, None, None]
+    if any(_is_on(config, name) for name in ('saturation', 'hue')):
+        factor = _between(config.get('saturation') or (1, 1), draws['saturation'])
+        pixels = _recoloured(pixels, factor, _within(config.get('hue') or 0, draws['hue']))
     return jnp.clip(pixels, 0, 255)
 
 
@@ -201,6 +216,19 @@ def _geometry(images: Images, draws: Mapping[str, jax.Array], config: Mapping[st
         if _is_on(config, name):
             images = jnp.where(flipped[:, None, None, None], jnp.flip(images, axis), images)
     return jnp.astype(images, jnp.float32)
+
+
+def _recoloured(pixels: jax.Array, factor: jax.Array, degrees: jax.Array) -> jax.Array:
+    """Float [batch, height, width, 3] with colours `factor` as strong and turned by `degrees`, of the same luma."""
+    if pixels.shape[-1] != 3:
+        raise UsageError(
+            f'config.augment: saturation and hue are for colour; the images have {pixels.shape[-1]} channel'
+        )
+    radians = jnp.deg2rad(degrees)
+    cosine, sine = (factor * turn(radians) for turn in (jnp.cos, jnp.sin))
+    matrix = _LUMA + cosine[:, None, None] * _COLOUR + sine[:, None, None] * _TURN
+    red, green, blue = (matrix[:, None, None, :, c] * pixels[..., c, None] for c in range(3))
+    return red + green + blue
 
 
 def _mirror(coordinate: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
