@@ -94,21 +94,63 @@ def test_images_are_found_by_stem_and_second_copies_are_reported(tmp_path):
     assert audit['repeated_files'].items == ['two/X.JPG (used: one/X.jpg)']
 
 
-@pytest.mark.parametrize('top', ['', 'Some set/'])
-def test_class_folders_below_split_folders_give_labels_and_official_splits(tmp_path, top):
-    names = ('Train/nevus/1.jpg', 'Train/melanoma/1.jpg', 'Test/nevus/2.png')
-    folder = write(tmp_path, {top + name: b'' for name in names})
-    (folder / top / 'Train/readme.txt').write_text('hello')
+def labelled(folder: pathlib.Path) -> tuple[dict[str, tuple[str, str | None]], Audit]:
+    """Label and split of the images that are found, by name."""
     audit = Audit('a set')
     with open_raw(folder) as raw:
         found = read_folders(raw, audit)
-    assert found.class_names == ['melanoma', 'nevus']
-    assert {image.name: (image.label, image.split) for image in found.images} == {
+    assert found.class_names == sorted({image.label for image in found.images})
+    assert len({image.name for image in found.images}) == len(found.images)
+    return {image.name: (image.label, image.split) for image in found.images}, audit
+
+
+@pytest.mark.parametrize('beside', ['', 'labels.csv', 'sample.jpg'])
+@pytest.mark.parametrize('top', ['', 'Some set/', 'a/b/'])
+def test_class_folders_below_split_folders_give_labels_and_official_splits(tmp_path, top, beside):
+    names = ('Train/nevus/1.jpg', 'Train/melanoma/1.jpg', 'Test/nevus/2.png')
+    folder = write(tmp_path, {top + name: b'' for name in names})
+    (folder / top / 'Train/readme.txt').write_text('hello')
+    if beside:
+        (folder / beside).write_text('beside all')
+    found, audit = labelled(folder)
+    assert found == {
         'Test/nevus/2.png': ('nevus', 'test'),
         'Train/melanoma/1.jpg': ('melanoma', 'train'),
         'Train/nevus/1.jpg': ('nevus', 'train'),
     }
-    assert audit['other_files'].items == ['Train/readme.txt']
+    stray = [beside] if beside == 'sample.jpg' else []
+    assert audit['images_without_class'].items == stray
+    others = {name.rpartition('/')[2] for name in audit['other_files'].items}
+    assert others == {'readme.txt', beside} - {'', *stray}
+
+
+@pytest.mark.parametrize(
+    'folders',
+    [
+        {'training_set': 'train', 'test_set': 'test'},
+        {'Train Set': 'train', 'Dev': 'validation'},
+        {'train2017': 'train', 'val2017': 'validation'},
+        {'Training': 'train', 'PublicTest': 'validation', 'PrivateTest': 'test'},
+    ],
+)
+def test_splits_go_by_many_names(tmp_path, folders):
+    found, _ = labelled(write(tmp_path, {f'{folder}/{label}/1.jpg': b'' for folder in folders for label in 'ab'}))
+    assert found == {f'{folder}/{label}/1.jpg': (label, split) for folder, split in folders.items() for label in 'ab'}
+
+
+def test_splits_that_look_like_classes_are_refused(tmp_path):
+    splits = {f'{folder}/{label}/1.jpg': b'' for folder in ('train', 'test') for label in ('cat', 'dog')}
+    more = write(tmp_path / 'more', {**splits, 'images_extra/1.jpg': b''})
+    with pytest.raises(DataError, match=r'splits \(test, train\) beside others \(images_extra\)\. Take'):
+        labelled(more)
+    unknown = write(tmp_path / 'unknown', {name.replace('/', '_part/', 1): b'' for name in splits})
+    with pytest.raises(DataError, match=r'test_part, train_part hold the same folders, cat, dog, .*name them train'):
+        labelled(unknown)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    found, _ = labelled(write(tmp_path, {'bus/1.jpg': b'', 'train/1.jpg': b'', 'train/steam/2.jpg': b''}))
+    assert {label for label, _ in found.values()} == {'bus', 'train'}
 
 
 def test_plain_class_folders_have_no_split(tmp_path):

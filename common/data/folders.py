@@ -1,6 +1,9 @@
 """Image sets with one folder per class, with or without folders for the publisher's splits above them."""
 
+import collections
 import functools
+import re
+from collections.abc import Sequence
 
 from common.data.audit import Audit
 from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, image_names
@@ -12,40 +15,44 @@ SPLITS = {
     'validation': 'validation',
     'valid': 'validation',
     'val': 'validation',
+    'dev': 'validation',
+    'publictest': 'validation',
     'test': 'test',
     'testing': 'test',
+    'privatetest': 'test',
 }
 
 
 def read_folders(raw: RawFiles, audit: Audit) -> RawImages:
     """Reads `<class>/*` or `<split>/<class>/*`, e.g. `Train/melanoma/a.jpg`; deeper folders belong to the class.
 
-    Class names are the folders' names in alphabetical order. Every image is a group of its own. Images in no class
-    folder, such as the unlabelled ones of a flat `test/`, are left out and named in the audit.
+    Folders around all of these are looked through, whatever files lie beside them; names of images begin below. Splits
+    go by any of SPLITS, in small or capital letters, and `set` may follow: `test_set`. Class names are the folders'
+    names in alphabetical order. Every image is a group of its own. Images in no class folder, such as the unlabelled
+    ones of a flat `test/`, are left out and named in the audit.
 
     Raises:
-      DataError: where no image lies in a class folder, or only one class is there.
+      DataError: where no image lies in a class folder, only one class is there, or splits cannot be told from classes.
     """
-    names = image_names(raw)
-    tops = {name.split('/')[0].lower() for name in names if '/' in name}
-    splits_on_top = tops <= SPLITS.keys() and any(name.count('/') >= 2 for name in names)
+    names = _below_common_folders(image_names(raw))
+    splits = _splits(raw, list(names.values()))
     images, homeless = [], []
-    for name in names:
-        split, _, rest = name.partition('/') if splits_on_top else (None, '', name)
-        label, slash, _ = rest.partition('/')
+    for path, name in names.items():
+        top, _, rest = name.partition('/')
+        label, slash, _ = (rest if splits else name).partition('/')
         if slash:
             images.append(
                 RawImage(
                     name=name,
-                    path=name,
-                    read=functools.partial(raw.read, name),
+                    path=path,
+                    read=functools.partial(raw.read, path),
                     label=label,
                     group=name,
-                    split=SPLITS[split.lower()] if split else None,
+                    split=splits.get(top),
                 )
             )
         else:
-            homeless.append(name)
+            homeless.append(path)
     class_names = sorted({image.label for image in images})
     if len(class_names) < 2:
         raise DataError(
@@ -55,6 +62,49 @@ def read_folders(raw: RawFiles, audit: Audit) -> RawImages:
     audit.add('images_without_class', 'images outside of a class folder, left out', homeless)
     audit.add('other_files', 'files whose ending is not that of an image', sorted({*raw.names} - {*names}))
     return RawImages(class_names, images)
+
+
+def _below_common_folders(paths: Sequence[str]) -> dict[str, str]:
+    """By path, what is left of it without the folders that all have in common; files beside these stay whole."""
+    names = {path: path for path in paths}
+    while len({name.partition('/')[0] for name in names.values() if '/' in name}) == 1:
+        names = {path: name.partition('/')[2] or name for path, name in names.items()}
+    return names
+
+
+def _splits(raw: RawFiles, names: Sequence[str]) -> dict[str, str]:
+    """The split of every folder on top; none, where the classes are on top.
+
+    Raises:
+      DataError: where only some of the folders that hold folders are splits, or all hold the same ones.
+    """
+    below: dict[str, set[str]] = collections.defaultdict(set)
+    for name in names:
+        top, *deeper = name.split('/')
+        if deeper:
+            below[top].update(deeper[:-1][:1])
+    splits = {top: SPLITS[key] for top in below if (key := _plain(top)) in SPLITS}
+    others = [top for top in below if top not in splits]
+    if not others:
+        return splits if any(below.values()) else {}
+    holding = [top for top in splits if len(below[top]) > 1]
+    if holding:
+        raise DataError(
+            f'{raw.path} has folders for splits ({", ".join(holding)}) beside others ({", ".join(others)}). Take the '
+            f'others away, or name them {", ".join(SPLITS)}.'
+        )
+    if min(map(len, below.values())) > 1 and len(set(map(frozenset, below.values()))) == 1:
+        raise DataError(
+            f'{raw.path}: all of {", ".join(below)} hold the same folders, {", ".join(sorted(below[others[0]]))}, so '
+            f'that they look like splits. If they are, name them train, validation or test, above folders for the '
+            f'classes; if they are the classes, put their images right into them.'
+        )
+    return {}
+
+
+def _plain(folder: str) -> str:
+    """`Test_Set` as `test`."""
+    return re.sub('[^a-z]', '', folder.lower()).removesuffix('set')
 
 
 FOLDERS = ImageSource(
