@@ -36,9 +36,17 @@ def prepare_if_needed(config: ConfigDict, data_dir: pathlib.Path) -> None:
 
     Prepared from the same files before, it is left as it is.
     """
-    task, raw_dir = task_class(config.task), config.dataset.raw_dir
-    if raw_dir or not task.is_prepared(config, data_dir):
-        print(task.prepare(config, pathlib.Path(raw_dir) if raw_dir else None, data_dir, skip_bad=False))
+    raw_dir = config.dataset.raw_dir
+    if raw_dir or not task_class(config.task).is_prepared(config, data_dir):
+        prepare(config, raw_dir, data_dir, skip_bad=False)
+
+
+def prepare(config: ConfigDict, raw_dir: str, data_dir: pathlib.Path, skip_bad: bool) -> None:
+    """Prepares the config's data set and prints the audit, or that nothing was to be done."""
+    audit = task_class(config.task).prepare(config, pathlib.Path(raw_dir) if raw_dir else None, data_dir, skip_bad)
+    print(audit)
+    if audit.kept:
+        print(f'The raw files are unchanged: the data prepared in {data_dir} are kept.')
 
 
 def run(main: Callable[[], int | None]) -> None:

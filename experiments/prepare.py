@@ -3,11 +3,8 @@
 python -m experiments.prepare --config=lesion/configs/ham10000.py --raw_dir=RAW [--data_dir=DATA]
 """
 
-import pathlib
-
 from absl import flags
 
-from common.task import task_class
 from experiments import launch
 
 _CONFIG = launch.define_config()
@@ -18,11 +15,7 @@ _SKIP_BAD = flags.DEFINE_bool('skip_bad', False, 'Leave bad files and rows out, 
 
 def main() -> None:
     config = _CONFIG.value
-    raw_dir = _RAW_DIR.value or config.dataset.raw_dir
-    audit = task_class(config.task).prepare(
-        config, pathlib.Path(raw_dir) if raw_dir else None, launch.data_dir(_DATA_DIR), _SKIP_BAD.value
-    )
-    print(audit)
+    launch.prepare(config, _RAW_DIR.value or config.dataset.raw_dir, launch.data_dir(_DATA_DIR), _SKIP_BAD.value)
 
 
 if __name__ == '__main__':

@@ -294,6 +294,17 @@ def test_preparing_again_does_nothing_until_the_raw_files_change(raw, tmp_path):
     np.testing.assert_array_equal(image, expected)
 
 
+def test_a_corrected_label_is_prepared_again_though_the_table_keeps_its_size(raw, tmp_path):
+    prepare_images(HAM10000, config(), raw, tmp_path)
+    assert prepare_images(HAM10000, config(), raw, tmp_path).kept
+    size = (raw / 'HAM10000_metadata.csv').stat().st_size
+    edit_table(raw, lambda table: table.assign(dx=table.dx.mask(table.lesion_id == 'HAM_015', 'nv')))  # from df
+    assert (raw / 'HAM10000_metadata.csv').stat().st_size == size
+    assert not prepare_images(HAM10000, config(), raw, tmp_path).kept
+    labels = all_records(load_images(config(), tmp_path)).set_index('name').label
+    assert labels['ISIC_030'] == labels['ISIC_031'] == HAM10000_CLASSES.index('nv')
+
+
 def test_raw_files_are_asked_for_where_nothing_can_be_drawn(tmp_path):
     with pytest.raises(UsageError, match=r'--raw_dir.*doi\.org'):
         prepare_images(HAM10000, config(), None, tmp_path)

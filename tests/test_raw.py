@@ -44,9 +44,11 @@ def test_signature_changes_with_a_file(tmp_path):
     folder = write(tmp_path, FILES)
     with open_raw(folder) as raw:
         before = raw.signature()
-    (folder / 'a/1.jpg').write_bytes(b'longer')
-    with open_raw(folder) as raw:
-        assert raw.signature() != before
+    for name, content in {'a/1.jpg': b'longer', 'table.csv': b'x,z\n'}.items():
+        (folder / name).write_bytes(content)
+        with open_raw(folder) as raw:
+            assert raw.signature() != before
+        (folder / name).write_bytes(FILES[name])
 
 
 def test_a_zip_may_be_read_by_many_threads(tmp_path):

@@ -286,6 +286,12 @@ def test_bad_raw_files_are_refused_and_named(script, raw, tmp_path, damage, word
         assert 'images: 83' in skipping.stdout
 
 
+def test_a_second_prepare_says_that_it_has_nothing_to_do(script, raw, tmp_path):
+    arguments = (PREPARE, f'--raw_dir={raw}', f'--data_dir={tmp_path}/data')
+    assert 'unchanged' not in script('prepare', *arguments).stdout
+    assert f'unchanged: the data prepared in {tmp_path}/data are kept' in script('prepare', *arguments).stdout
+
+
 def test_training_prepares_only_from_sound_raw_files(script, raw, tmp_path):
     next(raw.rglob('ISIC_00011.jpg')).write_bytes(b'')
     flags = (f'--config.dataset.raw_dir={raw}', f'--data_dir={tmp_path}/data', f'--workdir={tmp_path}/run')

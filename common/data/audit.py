@@ -33,10 +33,15 @@ class Finding:
 
 
 class Audit:
-    """Collects findings; empty ones are kept as a zero, so that a clean bill of health can be read as such."""
+    """Collects findings; empty ones are kept as a zero, so that a clean bill of health can be read as such.
+
+    Attributes:
+      kept: whether `prepare` found the data prepared from the very same files, and has done nothing.
+    """
 
     def __init__(self, title: str):
         self.title = title
+        self.kept = False
         self.counts: dict[str, Any] = {}
         self.findings: list[Finding] = []
 
@@ -82,6 +87,15 @@ class Audit:
         audit = cls(content['title'])
         audit.counts = content['counts']
         audit.findings = [Finding(**finding) for finding in content['findings']]
+        return audit
+
+    @classmethod
+    def of_same_files(cls, path: pathlib.Path, signature: str) -> 'Audit | None':
+        """The stored audit, where it is of raw files with this signature."""
+        audit = cls.load(path) if path.exists() else None
+        if audit is None or audit.counts['raw_signature'] != signature:
+            return None
+        audit.kept = True
         return audit
 
 

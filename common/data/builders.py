@@ -61,12 +61,11 @@ def prepare_images(
         if raw_dir is None:
             raw_dir = _synthesize(source, home / 'raw', incomplete)
         raw = stack.enter_context(open_raw(raw_dir))
-        if is_prepared_images(dataset, data_dir):
-            audit = Audit.load(final / 'audit.json')
-            if audit.counts['raw_signature'] == raw.signature():
-                return audit
+        signature = raw.signature()
+        if kept := Audit.of_same_files(final / 'audit.json', signature):
+            return kept
         audit = Audit(source.title)
-        audit.count(prepared_in=str(final), raw_files=str(raw.path), raw_signature=raw.signature())
+        audit.count(prepared_in=str(final), raw_files=str(raw.path), raw_signature=signature)
         found, table = _examine(source, dataset, raw, audit, skip_bad)
         rows = table.groupby('split').groups
         images = {name: [found.images[row] for row in rows[name]] for name in SPLITS if name in rows}

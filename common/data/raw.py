@@ -17,6 +17,7 @@ from common.data.audit import Audit
 from common.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif'))
+TABLE_SUFFIXES = frozenset(('.csv', '.tab', '.tsv', '.txt', ''))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +50,15 @@ class RawFiles:
             raise DataError(f'{name} in {self.path} cannot be read: {error}') from error
 
     def signature(self) -> str:
-        """A digest of names and sizes: changes when files are added, taken away or (mostly) replaced."""
-        return hashlib.sha256(repr(list(self.sizes.items())).encode()).hexdigest()[:16]
+        """A digest of names, sizes and the content of tables, where a corrected label may keep the size.
+
+        It changes when files are added, taken away or replaced, unless by an image of as many bytes.
+        """
+        digest = hashlib.sha256(repr(list(self.sizes.items())).encode())
+        for name in self.names:
+            if pathlib.PurePosixPath(name).suffix.lower() in TABLE_SUFFIXES:
+                digest.update(self.read(name))
+        return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager

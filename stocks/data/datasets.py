@@ -44,15 +44,14 @@ def prepare(config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.
     home = final.parent
     home.mkdir(parents=True, exist_ok=True)
     with exclusive(home), _open(config, raw_dir) as (raw, names), contextlib.ExitStack() as stack:
-        if is_prepared(config, data_dir):
-            audit = Audit.load(final / 'audit.json')
-            if audit.counts['raw_signature'] == raw.signature():
-                return audit
+        signature = raw.signature()
+        if kept := Audit.of_same_files(final / 'audit.json', signature):
+            return kept
         reader = Reader()
         for name in names:
             reader.read(name, raw.read(name))
         audit = reader.audit(f'daily prices ({config.name})')
-        audit.count(raw_files=str(raw.path), raw_signature=raw.signature())
+        audit.count(raw_files=str(raw.path), raw_signature=signature)
         if not skip_bad:
             audit.refuse_bad()
         if not reader.histories:
