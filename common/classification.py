@@ -16,6 +16,7 @@ from common.data.audit import Audit
 from common.data.augment import augment, mix, validate
 from common.data.builders import IN_TRAINING, is_prepared_images, load_images, prepare_images
 from common.data.dataset import Dataset, Split
+from common.data.folders import OWN
 from common.data.images import Decoding, decode_image
 from common.data.raw import ImageSource, encoded_images
 from common.errors import UsageError
@@ -59,11 +60,11 @@ class ClassificationTask(Task):
     @classmethod
     def prepare(cls, config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool) -> Audit:
         source = choose(cls.sources, config.dataset.name, 'dataset.name')
-        return prepare_images(source, config.dataset, raw_dir, data_dir, skip_bad)
+        return prepare_images(source, config.dataset, raw_dir, _place(config, data_dir), skip_bad)
 
     @classmethod
     def is_prepared(cls, config: ConfigDict, data_dir: pathlib.Path) -> bool:
-        return is_prepared_images(config.dataset, data_dir)
+        return is_prepared_images(config.dataset, _place(config, data_dir))
 
     @classmethod
     def load(cls, config: ConfigDict, data_dir: pathlib.Path) -> Dataset:
@@ -72,7 +73,7 @@ class ClassificationTask(Task):
         Pixels are standardised by `config.dataset.normalisation` (mean, deviation) instead where pretrained weights
         were.
         """
-        dataset = load_images(config.dataset, data_dir)
+        dataset = load_images(config.dataset, _place(config, data_dir))
         train = dataset.splits['train']
         counts = np.bincount(train.columns['label'], minlength=len(dataset.info['class_names']))
         given = config.dataset.get('normalisation')
@@ -180,6 +181,11 @@ class ClassificationTask(Task):
         table = {'image': split.records['name'], 'label': label, 'predicted': names[probabilities.argmax(-1)]}
         table |= dict(zip(self.class_names, probabilities.T, strict=True))
         pd.DataFrame(table).to_csv(path, index=False, float_format='%.6f')
+
+
+def _place(config: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
+    """Where data sets go by their names: those of one's own, which all have one name, lie apart for each task."""
+    return data_dir / config.task if config.dataset.name == OWN else data_dir
 
 
 def _copies(records: pd.DataFrame) -> dict[str, pd.Series]:

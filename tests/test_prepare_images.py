@@ -18,8 +18,12 @@ from common.data.builders import IN_TRAINING, is_prepared_images, load_images, p
 from common.data.folders import FOLDERS
 from common.data.images import Decoding, decode_image
 from common.errors import DataError, UsageError
+from expressions.configs import folders as faces_in_folders
+from expressions.task import Expressions
 from lesion import synthetic
+from lesion.configs import ham10000
 from lesion.datasets import DEMO, HAM10000, HAM10000_CLASSES
+from lesion.task import Lesion
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 CONFIG = {
@@ -303,6 +307,35 @@ def test_a_corrected_label_is_prepared_again_though_the_table_keeps_its_size(raw
     assert not prepare_images(HAM10000, config(), raw, tmp_path).kept
     labels = all_records(load_images(config(), tmp_path)).set_index('name').label
     assert labels['ISIC_030'] == labels['ISIC_031'] == HAM10000_CLASSES.index('nv')
+
+
+def test_a_set_is_never_replaced_by_one_from_elsewhere(raw, tmp_path):
+    prepare_images(HAM10000, config(), raw, tmp_path)
+    moved, other = tmp_path / 'moved', tmp_path / 'other'
+    shutil.copytree(raw, other)
+    raw.rename(moved)
+    assert prepare_images(HAM10000, config(), moved, tmp_path).kept
+    edit_table(other, lambda table: table[1:])
+    with pytest.raises(DataError, match=rf'prepared from {raw}, and {other} would take its place.*--data_dir'):
+        prepare_images(HAM10000, config(), other, tmp_path)
+    assert len(all_records(load_images(config(), tmp_path))) == 70
+    assert prepare_images(HAM10000, config(), other, tmp_path / 'beside').counts['images'] == 69
+
+
+def test_folders_of_ones_own_lie_apart_for_each_task(tmp_path):
+    moles, faces = ham10000.get_config(), faces_in_folders.get_config()
+    moles.dataset.name = 'folders'
+    raw = write_folders(tmp_path / 'raw')
+    Lesion.prepare(moles, raw, tmp_path / 'data', skip_bad=False)
+    assert Lesion.is_prepared(moles, tmp_path / 'data')
+    assert not Expressions.is_prepared(faces, tmp_path / 'data')
+    shutil.rmtree(raw / 'Test')
+    Expressions.prepare(faces, raw, tmp_path / 'data', skip_bad=False)
+    examples = [
+        sum(map(len, task.load(settings, tmp_path / 'data').splits.values()))
+        for task, settings in ((Lesion, moles), (Expressions, faces))
+    ]
+    assert examples == [26, 20]
 
 
 def test_raw_files_are_asked_for_where_nothing_can_be_drawn(tmp_path):

@@ -90,13 +90,25 @@ class Audit:
         return audit
 
     @classmethod
-    def of_same_files(cls, path: pathlib.Path, signature: str) -> 'Audit | None':
-        """The stored audit, where it is of raw files with this signature."""
-        audit = cls.load(path) if path.exists() else None
-        if audit is None or audit.counts['raw_signature'] != signature:
+    def of_same_files(cls, path: pathlib.Path, raw_dir: pathlib.Path | None, signature: str) -> 'Audit | None':
+        """The audit stored in `path`, where it is of raw files with this signature; None where they have changed.
+
+        Raises:
+          DataError: where it is of other files than those of `raw_dir`, and these would replace them.
+        """
+        if not path.exists():
             return None
-        audit.kept = True
-        return audit
+        audit = cls.load(path)
+        audit.kept = audit.counts['raw_signature'] == signature
+        if audit.kept:
+            return audit
+        before = pathlib.Path(audit.counts['raw_files'])
+        if raw_dir is not None and before.resolve() != raw_dir.expanduser().resolve():
+            raise DataError(
+                f'{path.parent} was prepared from {before}, and {raw_dir} would take its place. Give another '
+                f'--data_dir, or delete that folder.'
+            )
+        return None
 
 
 def _lines(finding: Finding, shown: int) -> str:

@@ -9,6 +9,7 @@ from common.data.audit import Audit
 from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, image_names
 from common.errors import DataError
 
+OWN = 'folders'  # the config.dataset.name of images of one's own, whatever the task
 SPLITS = {
     'train': 'train',
     'training': 'train',
