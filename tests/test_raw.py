@@ -40,6 +40,25 @@ def test_folder_and_zip_read_alike_with_or_without_a_folder_around(tmp_path, nes
         assert from_folder.signature() == from_zip.signature()
 
 
+def test_links_are_followed_once_around(tmp_path):
+    elsewhere = write(tmp_path / 'elsewhere', {'1.jpg': b'', 'deep/2.jpg': b''})
+    (elsewhere / 'back').symlink_to(tmp_path / 'raw')
+    folder = write(tmp_path / 'raw', {'nevus/1.jpg': b''})
+    (folder / 'melanoma').symlink_to(elsewhere)
+    (folder / 'nevus/2.jpg').symlink_to(elsewhere / '1.jpg')
+    (folder / 'nevus/gone.jpg').symlink_to(tmp_path / 'nowhere')
+    with open_raw(folder) as raw:
+        assert raw.names == ['melanoma/1.jpg', 'melanoma/deep/2.jpg', 'nevus/1.jpg', 'nevus/2.jpg']
+
+
+def test_a_lone_table_has_beside_it_only_what_is_named(tmp_path):
+    folder = write(tmp_path, {'a.csv': b'x,y\n', 'b.csv': b'', 'c.csv': b''})
+    for beside, names in {(): ['a.csv'], ('b.csv', 'd.csv'): ['a.csv', 'b.csv']}.items():
+        with open_raw(folder / 'a.csv', beside) as raw:
+            assert raw.names == names
+            assert raw.read('a.csv') == b'x,y\n'
+
+
 def test_signature_changes_with_a_file(tmp_path):
     folder = write(tmp_path, FILES)
     with open_raw(folder) as raw:
@@ -64,6 +83,7 @@ def test_a_zip_may_be_read_by_many_threads(tmp_path):
 def test_what_is_missing_empty_or_no_zip_is_refused(tmp_path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'text.zip').write_text('a web page with an error')
+    (tmp_path / 'other.tar.gz').write_bytes(b'')
     write_zip(tmp_path / 'empty.zip', {})
     truncated = write_zip(tmp_path / 'truncated.zip', {'a': bytes(1000)}, zipfile.ZIP_STORED)
     truncated.write_bytes(truncated.read_bytes()[:500])
@@ -72,6 +92,7 @@ def test_what_is_missing_empty_or_no_zip_is_refused(tmp_path):
         'empty': 'is empty',
         'empty.zip': 'is empty',
         'text.zip': 'nor a zip',
+        'other.tar.gz': 'Unpack',
         'truncated.zip': 'truncated',
     }.items():
         with pytest.raises(DataError, match=sentence) as error, open_raw(tmp_path / name):

@@ -59,7 +59,8 @@ def prepare_images(
         incomplete = home / 'incomplete'
         shutil.rmtree(incomplete, ignore_errors=True)
         stack.callback(shutil.rmtree, incomplete, ignore_errors=True)
-        raw = stack.enter_context(open_raw(raw_dir or _synthesize(source, home / 'raw', incomplete)))
+        where = raw_dir or _synthesize(source, home / 'raw', incomplete)
+        raw = stack.enter_context(open_raw(where, source.beside))
         signature = raw.signature()
         if kept := Audit.of_same_files(final / 'audit.json', raw_dir, signature):
             return kept

@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import os
 import pathlib
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -62,21 +63,30 @@ class RawFiles:
 
 
 @contextlib.contextmanager
-def open_raw(path: pathlib.Path) -> Iterator[RawFiles]:
-    """The files of a folder or of a .zip; a lone .csv stands for a folder with nothing else in it.
+def open_raw(path: pathlib.Path, beside: Collection[str] = ()) -> Iterator[RawFiles]:
+    """The files of a folder or of a .zip; a lone .csv stands for a folder with it and what is named `beside` it.
+
+    Links are followed, to files and to folders.
 
     Raises:
       DataError: where there is nothing, no file in it, or something else than a folder or a zip.
     """
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
-        found = {p.relative_to(path).as_posix(): p.stat().st_size for p in path.rglob('*') if p.is_file()}
+        try:
+            found = {os.path.relpath(file.path, path): file.stat().st_size for file in _files_below(str(path))}
+        except OSError as error:
+            raise DataError(f'{path} cannot be read: {error}') from error
         yield _files(path, found, lambda name: (path / name).read_bytes())
     elif path.is_file() and path.suffix.lower() == '.csv':
-        yield _files(path, {path.name: path.stat().st_size}, lambda _: path.read_bytes())
+        found = {p.name: p.stat().st_size for p in (path, *map(path.with_name, beside)) if p.is_file()}
+        yield _files(path, found, lambda name: path.with_name(name).read_bytes())
     elif path.is_file():
         if not zipfile.is_zipfile(path):
-            raise DataError(f'{path} is neither a folder nor a zip file (or the zip is truncated).')
+            raise DataError(
+                f'{path} is neither a folder nor a zip file (or the zip is truncated). Unpack other archives, and '
+                f'point --raw_dir to the folder.'
+            )
         with zipfile.ZipFile(path) as archive:
             found = {entry.filename: entry.file_size for entry in archive.infolist() if not entry.is_dir()}
             lock = threading.Lock()
@@ -90,14 +100,21 @@ def open_raw(path: pathlib.Path) -> Iterator[RawFiles]:
         raise DataError(f'There is no {path}. Point --raw_dir to the folder or the zip with the raw files.')
 
 
+def _files_below(folder: str, inside: Collection[str] = ()) -> Iterator[os.DirEntry[str]]:
+    """All files, through links too; a link back to a folder that it lies in, one of `inside`, leads nowhere."""
+    here = os.path.realpath(folder)
+    if here in inside:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir() and not _is_litter(entry.name):
+                yield from _files_below(entry.path, (*inside, here))
+            elif entry.is_file():
+                yield entry
+
+
 def _files(path: pathlib.Path, found: Mapping[str, int], read: Callable[[str], bytes]) -> RawFiles:
-    # What file managers leave behind is not part of anybody's data set.
-    names = sorted(
-        name
-        for name in found
-        if not any(part.startswith('.') or part == '__MACOSX' for part in name.split('/'))
-        and not name.endswith('Thumbs.db')
-    )
+    names = sorted(name for name in found if not any(map(_is_litter, name.split('/'))))
     if not names:
         raise DataError(f'{path} is empty. Point --raw_dir to the folder or the zip with the raw files.')
     tops = {name.partition('/')[0] if '/' in name else '' for name in names}
@@ -107,6 +124,11 @@ def _files(path: pathlib.Path, found: Mapping[str, int], read: Callable[[str], b
         {name.removeprefix(prefix): found[name] for name in names},
         lambda name: read(prefix + name),
     )
+
+
+def _is_litter(name: str) -> bool:
+    """Whether file managers leave it behind; it is not part of anybody's data set."""
+    return name.startswith('.') or name in ('__MACOSX', 'Thumbs.db')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,6 +171,7 @@ class ImageSource:
       where: where a person gets it.
       licence: what it may be used for.
       read: lists images and labels, and adds to the audit what does not fit together.
+      beside: names of files that count where they lie beside a lone table.
       synthesize: writes the raw layout into an empty folder, for sets that are drawn instead of downloaded.
     """
 
@@ -156,6 +179,7 @@ class ImageSource:
     where: str
     licence: str
     read: Callable[[RawFiles, Audit], RawImages]
+    beside: Collection[str] = ()
     synthesize: Callable[[pathlib.Path], None] | None = None
 
 
