@@ -10,7 +10,16 @@ from PIL import Image
 
 from common.data.audit import Audit
 from common.data.folders import FOLDERS, read_folders
-from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, base_name, read_table
+from common.data.raw import (
+    ImageSource,
+    RawFiles,
+    RawImage,
+    RawImages,
+    base_name,
+    image_names,
+    read_table,
+    unpack_hint,
+)
 from common.errors import DataError
 from expressions import synthetic
 
@@ -18,6 +27,8 @@ FER2013_CLASSES = ('angry', 'disgust', 'fear', 'happy', 'sad', 'surprise', 'neut
 USAGES = {'Training': 'train', 'PublicTest': 'validation', 'PrivateTest': 'test'}
 SIDE = 48  # pixels of a FER2013 image
 
+COLUMNS = ('emotion', 'pixels', 'usage')  # in any order, with capital letters and blanks
+TABLES = ('fer2013.csv', 'icml_face_data.csv')  # the names under which Kaggle has them, the first one first
 VOTES_TABLE = 'fer2013new.csv'
 VOTED_AS = {  # FER+'s other columns, contempt, unknown and NF (not a face), have no class in FER2013
     'angry': 'anger',
@@ -40,13 +51,24 @@ def read_fer2013(raw: RawFiles, audit: Audit) -> RawImages:
 
     Official splits stand: Training is train, PublicTest validation, PrivateTest test. In folders they are told
     by file names (`PublicTest_123.jpg`), and by the folder where a name does not tell. Beside the table,
-    FER+'s `fer2013new.csv` is joined to it row by row, its votes become facts.
+    FER+'s `fer2013new.csv` is joined to it row by row, its votes become facts. Other tables, as the competition has
+    them (`train.csv` without Usage), are passed over.
 
     Raises:
-      DataError: where a table lacks a column, the two tables do not belong together, or a folder is no class.
+      DataError: where no table has the columns, the two tables do not belong together, or a folder is no class.
     """
     tables = [name for name in raw.names if name.lower().endswith('.csv') and base_name(name) != VOTES_TABLE]
-    return _read_table(raw, tables[0], audit) if tables else _read_official_folders(raw, audit)
+    tables.sort(key=lambda name: TABLES.index(base_name(name)) if base_name(name) in TABLES else len(TABLES))
+    missing: dict[str, list[str]] = {}
+    for path in tables:
+        columns = _columns(raw, path)
+        missing[path] = [name for name in COLUMNS if name not in columns]
+        if not missing[path]:
+            return _read_table(raw, path, audit)
+    if tables and not image_names(raw):
+        lacking = '; '.join(f'{path} lacks the column(s) {", ".join(names)}' for path, names in missing.items())
+        raise DataError(f'{raw.path} has no table of FER2013: {lacking}.{unpack_hint(raw)}')
+    return _read_official_folders(raw, audit)
 
 
 def _read_official_folders(raw: RawFiles, audit: Audit) -> RawImages:
@@ -85,15 +107,23 @@ def _read_table(raw: RawFiles, path: str, audit: Audit) -> RawImages:
     return RawImages(FER2013_CLASSES, images)
 
 
+def _text(raw: RawFiles, path: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(raw.read(path)), encoding='utf-8-sig', errors='replace', newline='')
+
+
+def _columns(raw: RawFiles, path: str) -> list[str]:
+    """The names in the first line, in small letters."""
+    try:
+        return [name.strip().lower() for name in next(csv.reader(_text(raw, path)), [])]
+    except csv.Error:
+        return []
+
+
 def _rows(raw: RawFiles, path: str) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Where each row is, and its fields by column name; a short row lacks the last ones."""
-    text = io.TextIOWrapper(io.BytesIO(raw.read(path)), encoding='utf-8', errors='replace', newline='')
-    reader = csv.reader(text)
+    columns, reader = _columns(raw, path), csv.reader(_text(raw, path))
     try:
-        columns = [name.strip().lower() for name in next(reader, [])]
-        missing = [name for name in ('emotion', 'pixels', 'usage') if name not in columns]
-        if missing:
-            raise DataError(f'{path} in {raw.path} lacks the column(s) {", ".join(missing)}; FER2013 has them.')
+        next(reader)
         for row in reader:
             yield f'{path} line {reader.line_num}', dict(zip(columns, row, strict=False))
     except csv.Error as error:
@@ -167,6 +197,7 @@ _FER2013 = ImageSource(
     where='https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge',
     licence='as the Kaggle competition says',
     read=read_fer2013,
+    beside=(VOTES_TABLE,),
 )
 _CKPLUS = ImageSource(
     title='CK+48, cropped from the Extended Cohn-Kanade set (Lucey et al. 2010, doi:10.1109/CVPRW.2010.5543262)',

@@ -43,7 +43,8 @@ def _with_votes(split: Split, class_names: Sequence[str]) -> Split:
     if missing:
         raise DataError(
             f'config.loss.soft_targets is on, but the data set has no votes for {", ".join(missing)}: put '
-            f'{VOTES_TABLE} beside fer2013.csv and run experiments.prepare again.'
+            f'{VOTES_TABLE} beside fer2013.csv and run experiments.prepare with that table as --raw_dir. Folders of '
+            f'images have no votes, since these go by the rows of the table.'
         )
     counts = split.records[[votes_key(name) for name in class_names]].to_numpy(np.float32)
     counts = np.where(counts.any(axis=1, keepdims=True), counts, np.eye(len(class_names))[split.columns['label']])

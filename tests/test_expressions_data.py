@@ -144,6 +144,36 @@ def test_a_lone_table_is_a_raw_data_set(tmp_path: pathlib.Path) -> None:
     assert len(prepare(folder / 'fer2013.csv', tmp_path / 'data').splits['train']) == 14
 
 
+def test_among_the_tables_of_the_competition_the_one_with_all_columns_is_read(tmp_path: pathlib.Path) -> None:
+    rows = draw_rows()
+    folder = write_table(tmp_path / 'table', rows)
+    lines = (folder / 'fer2013.csv').read_text().splitlines()[1:]
+    columns = [line.split(',') for line in lines if line]
+    tables = {
+        'example_submission.csv': ['emotion', '1'],
+        'icml_face_data.csv': ['\ufeffemotion, Usage, pixels', *(f'{e},{u},{p}' for e, p, u in columns)],
+        'test.csv': ['pixels', *(p for _, p, _ in columns)],
+        'train.csv': ['emotion,pixels', *(f'{e},{p}' for e, p, _ in columns)],
+    }
+    for name, text in tables.items():
+        (folder / name).write_text('\n'.join(text))
+    both = prepare(folder, tmp_path / 'both')
+    (folder / 'fer2013.csv').unlink()
+    assert content(prepare(folder, tmp_path / 'competition')) == content(both)
+    assert {len(split) for split in both.splits.values()} == {7, 14}
+
+    (folder / 'icml_face_data.csv').unlink()
+    (folder / 'fer2013.tar.gz').write_bytes(b'')
+    with pytest.raises(DataError, match=r'train\.csv lacks the column\(s\) usage\. Unpack fer2013\.tar\.gz there'):
+        prepare(folder, tmp_path / 'data')
+
+
+def test_a_table_of_something_else_beside_folders_is_passed_over(tmp_path: pathlib.Path) -> None:
+    folder = write_folders(tmp_path / 'folders', draw_rows())
+    (folder / 'labels.csv').write_text('image,label\n')
+    assert len(prepare(folder, tmp_path / 'data').splits['train']) == 14
+
+
 def test_drop_duplicates_takes_from_training_what_stands_in_validation_or_test(tmp_path: pathlib.Path) -> None:
     rows = draw_rows()
     public, private = rows[2], rows[3]
@@ -174,7 +204,10 @@ def subgroups(dataset: Dataset, split: str, directory: pathlib.Path) -> Mapping[
     return Expressions(config_of(), {**dataset.info, 'class_counts': [1] * 7}).report(evidence).metrics['subgroups']
 
 
-def test_votes_become_soft_targets_and_the_label_stands_in_where_there_are_none(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize('lone', ['', 'fer2013.csv'])
+def test_votes_become_soft_targets_and_the_label_stands_in_where_there_are_none(
+    tmp_path: pathlib.Path, lone: str
+) -> None:
     rows = draw_rows()
     votes = [[0] * 10 for _ in rows]
     votes[0] = [1, 2, 3, 4, 5, 6, 7, 9, 9, 9]  # contempt, unknown and NF do not count
@@ -182,7 +215,7 @@ def test_votes_become_soft_targets_and_the_label_stands_in_where_there_are_none(
     write_votes(folder, rows, votes)
     config = config_of()
     config.loss.soft_targets = True
-    audit = Expressions.prepare(config, folder, tmp_path / 'data', skip_bad=False)
+    audit = Expressions.prepare(config, folder / lone, tmp_path / 'data', skip_bad=False)
     assert len(audit['rows_without_votes'].items) == len(rows) - 1
     split = Expressions.load(config, tmp_path / 'data').splits['train']
     assert split.columns['votes'].dtype == np.float32
@@ -220,7 +253,7 @@ def test_soft_targets_without_votes_say_what_to_do(tmp_path: pathlib.Path) -> No
     config = config_of()
     config.loss.soft_targets = True
     Expressions.prepare(config, write_table(tmp_path / 'table', draw_rows()), tmp_path / 'data', skip_bad=False)
-    with pytest.raises(DataError, match=r'put fer2013new\.csv beside fer2013\.csv'):
+    with pytest.raises(DataError, match=r'put fer2013new\.csv beside fer2013\.csv .* with that table as --raw_dir'):
         Expressions.load(config, tmp_path / 'data')
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from common.data.audit import Audit
-from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, image_names
+from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, image_names, unpack_hint
 from common.errors import DataError
 
 OWN = 'folders'  # the config.dataset.name of images of one's own, whatever the task
@@ -58,7 +58,7 @@ def read_folders(raw: RawFiles, audit: Audit) -> RawImages:
     if len(class_names) < 2:
         raise DataError(
             f'{raw.path} holds images of {len(class_names)} classes; expected folders <class>/*.jpg or '
-            f'train/<class>/*.jpg for at least two classes.'
+            f'train/<class>/*.jpg for at least two classes.{unpack_hint(raw)}'
         )
     audit.add('images_without_class', 'images outside of a class folder, left out', homeless)
     audit.add('other_files', 'files whose ending is not that of an image', sorted({*raw.names} - {*names}))

@@ -17,6 +17,7 @@ import pandas as pd
 from common.data.audit import Audit
 from common.errors import DataError
 
+ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
 IMAGE_SUFFIXES = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif'))
 TABLE_SUFFIXES = frozenset(('.csv', '.tab', '.tsv', '.txt', ''))
 
@@ -186,6 +187,12 @@ class ImageSource:
 def image_names(raw: RawFiles) -> list[str]:
     """The files whose ending is that of an image."""
     return [name for name in raw.names if pathlib.PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+
+
+def unpack_hint(raw: RawFiles) -> str:
+    """A sentence on the archives among the files, which are not looked into; nothing where there are none."""
+    archives = [name for name in raw.names if name.lower().endswith(ARCHIVES)]
+    return f' Unpack {", ".join(archives)} there.' if archives else ''
 
 
 def encoded_images(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
