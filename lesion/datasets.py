@@ -8,12 +8,21 @@ import pandas as pd
 
 from common.data.audit import Audit
 from common.data.folders import FOLDERS, read_folders
-from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, base_name, images_by_stem, read_table
+from common.data.raw import (
+    ImageSource,
+    RawFiles,
+    RawImage,
+    RawImages,
+    base_name,
+    images_by_stem,
+    read_table,
+    unpack_hint,
+)
 from common.errors import DataError
 from lesion import synthetic
 
 HAM10000_CLASSES = ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
-_HAM10000_TABLE = 'HAM10000_metadata.csv'
+_HAM10000_TABLES = ('HAM10000_metadata.csv', 'HAM10000_metadata.tab', 'HAM10000_metadata')  # as Dataverse has it
 _HAM10000_COLUMNS = ('lesion_id', 'image_id', 'dx', 'dx_type', 'age', 'sex', 'localization')
 
 _TRUTH, _FACTS = 'groundtruth.csv', ('lesiongroupings.csv', 'metadata.csv')
@@ -23,16 +32,19 @@ _FACTS_AS = {'age_approx': 'age', 'anatom_site_general': 'localization'}  # as H
 
 
 def read_ham10000(raw: RawFiles, audit: Audit) -> RawImages:
-    """Reads `HAM10000_metadata.csv` and the images it names, in whatever folders they lie.
+    """Reads `HAM10000_metadata.csv`, `.tab` or without ending, and the images it names, in whatever folders they lie.
 
     All images of one lesion are one group.
 
     Raises:
       DataError: where the table is missing, unreadable or lacks a column.
     """
-    path = next((name for name in raw.names if base_name(name) == _HAM10000_TABLE), None)
+    path = next((name for name in raw.names if base_name(name) in _HAM10000_TABLES), None)
     if path is None:
-        raise DataError(f'{raw.path} has no {_HAM10000_TABLE}. Put the table beside the image folders.')
+        raise DataError(
+            f'{raw.path} has no {_HAM10000_TABLES[0]}, nor one with .tab or no ending. Put the table beside the image '
+            f'folders.{unpack_hint(raw)}'
+        )
     rows = _with_lines(read_table(raw, path, _HAM10000_COLUMNS), path)
     rows = rows.rename(columns={'image_id': 'image', 'dx': 'label'}).assign(split='')
     return RawImages(HAM10000_CLASSES, _images(raw, audit, rows, HAM10000_CLASSES, ('dx_type',)))
@@ -120,7 +132,13 @@ def _images(
     audit.add('repeated_rows', 'rows that repeat an image', name_rows(repeated), fatal=True)
     known = f'known are {", ".join(class_names)}'
     audit.add('unknown_labels', f'rows with an unknown diagnosis ({known})', name_rows(unknown), fatal=True)
-    audit.add('rows_without_image', 'rows without an image, left out', name_rows(without_image))
+    packed = unpack_hint(raw)
+    audit.add(
+        'rows_without_image',
+        f'rows without an image, left out.{packed}'.removesuffix('.'),
+        name_rows(without_image),
+        fatal=bool(packed),
+    )
     named = set(rows.image)
     homeless = [path for stem, path in paths.items() if stem not in named]
     audit.add('images_without_row', 'images without a row, left out', homeless)

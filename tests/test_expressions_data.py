@@ -164,7 +164,7 @@ def test_among_the_tables_of_the_competition_the_one_with_all_columns_is_read(tm
 
     (folder / 'icml_face_data.csv').unlink()
     (folder / 'fer2013.tar.gz').write_bytes(b'')
-    with pytest.raises(DataError, match=r'train\.csv lacks the column\(s\) usage\. Unpack fer2013\.tar\.gz there'):
+    with pytest.raises(DataError, match=r'train\.csv lacks the column\(s\) usage\. Unpack fer2013\.tar\.gz\.'):
         prepare(folder, tmp_path / 'data')
 
 

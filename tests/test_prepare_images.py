@@ -1,5 +1,6 @@
 """Preparing image sets, from raw files to the arrays that training reads, with every fault a raw set can have."""
 
+import csv
 import io
 import json
 import pathlib
@@ -173,6 +174,27 @@ def test_rows_and_images_without_each_other_are_left_out_and_listed(raw, tmp_pat
     assert audit['images_without_row'].items == ['HAM10000_images_part_1/ISIC_900.jpg']
     assert audit['rows_without_group'].items == ['HAM10000_metadata.csv line 9: ISIC_007 (akiec)']
     assert audit.counts['images'] == 69
+
+
+@pytest.mark.parametrize('ending', ['.tab', ''])
+def test_the_table_is_read_as_dataverse_has_it(raw, tmp_path, ending):
+    prepare_images(HAM10000, config(), raw, tmp_path / 'csv')
+    table = pd.read_csv(raw / 'HAM10000_metadata.csv', dtype=str)
+    (raw / 'HAM10000_metadata.csv').unlink()
+    table.to_csv(raw / f'HAM10000_metadata{ending}', sep='\t' if ending else ',', quoting=csv.QUOTE_ALL, index=False)
+    prepare_images(HAM10000, config(), raw, tmp_path / 'other')
+    one, other = (all_records(load_images(config(), tmp_path / name)) for name in ('csv', 'other'))
+    pd.testing.assert_frame_equal(one, other)
+
+
+def test_images_that_are_still_packed_stop_prepare(raw, tmp_path):
+    (raw / 'HAM10000_segmentations.zip').write_bytes(b'')  # of no concern while every row has its image
+    assert prepare_images(HAM10000, config(), raw, tmp_path / 'unpacked').counts['images'] == 70
+    (raw / 'HAM10000_segmentations.zip').unlink()
+    shutil.make_archive(str(raw / 'HAM10000_images_part_2'), 'zip', raw / 'HAM10000_images_part_2')
+    shutil.rmtree(raw / 'HAM10000_images_part_2')
+    with pytest.raises(DataError, match=r'35 rows without an image.*Unpack HAM10000_images_part_2\.zip\n.*ISIC_001'):
+        prepare_images(HAM10000, config(), raw, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def image_names(raw: RawFiles) -> list[str]:
 def unpack_hint(raw: RawFiles) -> str:
     """A sentence on the archives among the files, which are not looked into; nothing where there are none."""
     archives = [name for name in raw.names if name.lower().endswith(ARCHIVES)]
-    return f' Unpack {", ".join(archives)} there.' if archives else ''
+    return f' Unpack {", ".join(archives)}.' if archives else ''
 
 
 def encoded_images(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
@@ -225,13 +225,15 @@ def images_by_stem(raw: RawFiles, audit: Audit) -> dict[str, str]:
 
 
 def read_table(raw: RawFiles, path: str, columns: Sequence[str]) -> pd.DataFrame:
-    """A CSV file of the raw files, every value a string, empty where there is none; line 2 is row 0.
+    """A table of the raw files, of commas or tabs, every value a string, empty where there is none; line 2 is row 0.
 
     Raises:
       DataError: where it is no table, or lacks one of the `columns`.
     """
+    content = raw.read(path)
+    separator = '\t' if b'\t' in content.partition(b'\n')[0] else ','
     try:
-        table = pd.read_csv(io.BytesIO(raw.read(path)), dtype=str, keep_default_na=False)
+        table = pd.read_csv(io.BytesIO(content), sep=separator, dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas' own errors and UnicodeDecodeError are ValueErrors
         raise DataError(f'{path} in {raw.path} is not a CSV table: {error}') from error
     missing = [column for column in columns if column not in table.columns]
