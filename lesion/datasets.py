@@ -25,7 +25,7 @@ HAM10000_CLASSES = ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
 _HAM10000_TABLES = ('HAM10000_metadata.csv', 'HAM10000_metadata.tab', 'HAM10000_metadata')  # as Dataverse has it
 _HAM10000_COLUMNS = ('lesion_id', 'image_id', 'dx', 'dx_type', 'age', 'sex', 'localization')
 
-_TRUTH, _FACTS = 'groundtruth.csv', ('lesiongroupings.csv', 'metadata.csv')
+_TRUTH, _GROUPINGS, _METADATA = 'groundtruth.csv', 'lesiongroupings.csv', 'metadata.csv'
 _SPLITS = {'training': 'train', 'validation': 'validation', 'test': 'test'}
 _WEIGHTS = ('score_weight', 'validation_weight')  # of the test images of 2019, beside their classes
 _FACTS_AS = {'age_approx': 'age', 'anatom_site_general': 'localization'}  # as HAM10000 calls them
@@ -56,13 +56,14 @@ def read_challenge(raw: RawFiles, audit: Audit) -> RawImages:
     Such a table has a column `image` and one for every class, with a one in that of the image: `image,MEL,NV,...`.
     Where its name has the word Training, Validation or Test in it, that is the split of its images. Lesions and facts
     come from `*LesionGroupings.csv` and `*Metadata.csv`, where these are: columns `image` and any of `lesion_id`,
-    `age_approx`, `sex`, `anatom_site_general`. Images without a label, as a challenge's test images are, are left out.
+    `age_approx`, `sex`, `anatom_site_general`. Metadata of another set, without `image`, and images without a label,
+    as a challenge's test images are, are left out.
 
     Raises:
       DataError: where no table labels images, or a table is unreadable, lacks a column or is at odds with another.
     """
     truth, classes = _read_truth(raw)
-    facts = _read_facts(raw)
+    facts = _read_facts(raw, audit)
     rows = truth.join(facts, on='image').astype(object).fillna('')
     images = _images(raw, audit, rows, classes)
     trained = {image.label for image in images if image.split in (None, 'train')}
@@ -100,9 +101,13 @@ def _label(class_names: Sequence[str], values: np.ndarray) -> str:
     return ' and '.join(name if value == 1 else f'{name}={value:g}' for name, value in marked) or 'no class'
 
 
-def _read_facts(raw: RawFiles) -> pd.DataFrame:
+def _read_facts(raw: RawFiles, audit: Audit) -> pd.DataFrame:
     """`lesion_id`, `age`, `sex` and `localization` by image; empty where unknown."""
-    tables = [read_table(raw, name, ('image',)) for name in raw.names if name.lower().endswith(_FACTS)]
+    groupings = [read_table(raw, name, ('image',)) for name in raw.names if name.lower().endswith(_GROUPINGS)]
+    metadata = {name: read_table(raw, name, ()) for name in raw.names if name.lower().endswith(_METADATA)}
+    foreign = [name for name, table in metadata.items() if 'image' not in table.columns]
+    audit.add('other_metadata', 'metadata tables without a column image, left out', foreign)
+    tables = [*groupings, *(table for name, table in metadata.items() if name not in foreign)]
     facts = pd.concat([pd.DataFrame({'image': []}, dtype=str), *tables]).rename(columns=_FACTS_AS)
     facts = facts.reindex(columns=['image', 'lesion_id', 'age', 'sex', 'localization'])
     return facts.replace('', None).groupby('image').first()

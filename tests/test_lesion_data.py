@@ -269,6 +269,14 @@ def test_tables_that_cannot_be_used_are_refused_with_a_sentence(challenge, tmp_p
         prepared_2018(challenge, tmp_path)
 
 
+def test_metadata_of_another_set_are_left_out_and_named(challenge, tmp_path):
+    before = prepared_2018(challenge, tmp_path / 'a')[1]
+    (challenge / 'HAM10000_metadata.csv').write_text('lesion_id,image_id,dx\nHAM_000,ISIC_0000,nv\n')
+    audit, records = prepared_2018(challenge, tmp_path / 'b')
+    assert audit['other_metadata'].items == ['HAM10000_metadata.csv']
+    pd.testing.assert_frame_equal(records, before)
+
+
 def test_without_groupings_every_image_is_a_lesion_of_its_own(challenge, tmp_path):
     (challenge / 'ISIC2018_Task3_Training_LesionGroupings.csv').unlink()
     audit, records = prepared_2018(challenge, tmp_path)
