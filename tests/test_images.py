@@ -74,6 +74,13 @@ def test_sixteen_bit_grey_keeps_its_upper_byte():
     np.testing.assert_array_equal(decoded[..., 0], levels >> 8)
 
 
+@pytest.mark.parametrize('dtype', [np.int32, np.float32])
+def test_thirty_two_bits_are_refused(dtype):
+    levels = np.linspace(0, 4000, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(dtype)
+    with pytest.raises(DataError, match=r'x\.tif: .*32 bits; convert them to 8 or 16'):
+        decode_image(encode(Image.fromarray(levels), 'TIFF'), decoding(), 'x.tif')
+
+
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_exif_orientation_is_honoured(orientation, kind):

@@ -66,14 +66,15 @@ class Decoding:
 def decode_image(encoded: bytes, decoding: Decoding, name: str) -> np.ndarray:
     """Decodes, turns upright as EXIF says, converts and resizes with antialiasing.
 
-    Transparency is dropped, 16-bit grey keeps its upper byte, of an animation the first frame is taken.
+    Transparency is dropped, 16-bit grey keeps its upper byte, of an animation the first frame is taken. Signed pixels
+    and those of 32 bits, integers or floats, are refused: nothing says which of their values are black and white.
 
     Returns:
       uint8 [height, width, channels].
 
     Raises:
-      DataError: naming the file, where the bytes are no complete image, or one of more than
-        `PIL.Image.MAX_IMAGE_PIXELS` (about 89 million): a decompression bomb.
+      DataError: naming the file, where the bytes are no complete image, its pixels are refused, or it has more than
+        `PIL.Image.MAX_IMAGE_PIXELS` (about 89 million) of them: a decompression bomb.
     """
     if not encoded:
         raise DataError(f'{name}: the file is empty.')
@@ -90,6 +91,8 @@ def _decode(encoded: bytes, decoding: Decoding) -> np.ndarray:
         # Pillow itself only warns up to twice this size.
         if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(f'{image.width} x {image.height} pixels, a decompression bomb')
+        if image.mode in ('I', 'F'):
+            raise ValueError('signed pixels or of 32 bits; convert them to 8 or 16 bits without sign')
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         # JPEG can decode at 1/2, 1/4, 1/8: faithful as long as twice the final size is left for the resampling.
         draft = size[::-1] if orientation > 4 else size
