@@ -22,12 +22,23 @@ from common.errors import DataError
 from lesion import synthetic
 
 HAM10000_CLASSES = ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
+ISIC2020_CLASSES = ('benign', 'malignant')
 _HAM10000_TABLES = ('HAM10000_metadata.csv', 'HAM10000_metadata.tab', 'HAM10000_metadata')  # as Dataverse has it
 _HAM10000_COLUMNS = ('lesion_id', 'image_id', 'dx', 'dx_type', 'age', 'sex', 'localization')
 
 _TRUTH, _GROUPINGS, _METADATA = 'groundtruth.csv', 'lesiongroupings.csv', 'metadata.csv'
 _SPLITS = {'training': 'train', 'validation': 'validation', 'test': 'test'}
 _WEIGHTS = ('score_weight', 'validation_weight')  # of the test images of 2019, beside their classes
+_PATIENTS_TABLES = ('isic_2020_training_groundtruth.csv', 'isic_2020_training_groundtruth_v2.csv', 'train.csv')
+_PATIENTS_AS = {  # the columns of 2020, as HAM10000 calls them; a patient stands for all of their lesions
+    'image_name': 'image',
+    'benign_malignant': 'label',
+    'patient_id': 'lesion_id',
+    'age_approx': 'age',
+    'anatom_site_general_challenge': 'localization',
+    'sex': 'sex',
+    'diagnosis': 'diagnosis',
+}
 _FACTS_AS = {'age_approx': 'age', 'anatom_site_general': 'localization'}  # as HAM10000 calls them
 
 
@@ -73,6 +84,25 @@ def read_challenge(raw: RawFiles, audit: Audit) -> RawImages:
         [f'{image.name} ({image.label})' for image in images if image.label not in trained],
     )
     return RawImages([name for name in classes if name in trained], [i for i in images if i.label in trained])
+
+
+def read_isic2020(raw: RawFiles, audit: Audit) -> RawImages:
+    """Reads `ISIC_2020_Training_GroundTruth.csv`, or `train.csv` as Kaggle calls it, and the JPEGs it names.
+
+    All images of one patient are one group. Images without a label, as the challenge's test images are, are left out.
+
+    Raises:
+      DataError: where the table is missing, unreadable or lacks a column.
+    """
+    path = next((name for name in raw.names if base_name(name).lower() in _PATIENTS_TABLES), None)
+    if path is None:
+        raise DataError(
+            f'{raw.path} has no ISIC_2020_Training_GroundTruth.csv or train.csv. Put the table beside the folder of '
+            f'JPEGs.{unpack_hint(raw)}'
+        )
+    rows = _with_lines(read_table(raw, path, tuple(_PATIENTS_AS)), path).rename(columns=_PATIENTS_AS)
+    images = _images(raw, audit, rows.assign(split=''), ISIC2020_CLASSES, ('diagnosis',))
+    return RawImages(ISIC2020_CLASSES, images)
 
 
 def _read_truth(raw: RawFiles) -> tuple[pd.DataFrame, list[str]]:
@@ -149,7 +179,7 @@ def _images(
     audit.add('images_without_row', 'images without a row, left out', homeless)
     audit.add(
         'rows_without_group',
-        'rows without a lesion_id, each taken for a lesion of its own',
+        'rows that name no lesion or patient, each taken for one of its own',
         name_rows(rows.lesion_id == ''),
     )
     kept = rows[~(repeated | unknown | without_image)].to_dict('records')
@@ -194,6 +224,12 @@ ISIC2019 = ImageSource(
     licence='CC BY-NC 4.0',
     read=read_challenge,
 )
+ISIC2020 = ImageSource(
+    title='ISIC 2020, SIIM-ISIC Melanoma Classification (Rotemberg et al. 2021, doi:10.1038/s41597-021-00815-z)',
+    where='https://challenge.isic-archive.com/data/#2020',
+    licence='CC BY-NC 4.0',
+    read=read_isic2020,
+)
 ISIC9 = ImageSource(
     title='Skin Cancer ISIC, nine diagnoses of the ISIC archive in one folder each',
     where='https://www.kaggle.com/datasets/nodoubttome/skin-cancer9-classesisic',
@@ -204,6 +240,7 @@ SOURCES: Mapping[str, ImageSource] = {
     'ham10000': HAM10000,
     'isic2018': ISIC2018,
     'isic2019': ISIC2019,
+    'isic2020': ISIC2020,
     'isic9': ISIC9,
     'folders': FOLDERS,
     'demo': DEMO,

@@ -30,7 +30,7 @@ class Lesion(ClassificationTask):
     sources = SOURCES
     models = MODELS
     notice = 'Research software. It makes no diagnosis: whoever worries about a mole should show it to a doctor.'
-    classes_of_concern = ('mel', 'melanoma')
+    classes_of_concern = ('mel', 'melanoma', 'malignant')
 
     def __init__(self, config: ConfigDict, info: Mapping[str, Any]):
         super().__init__(config, info)

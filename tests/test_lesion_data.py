@@ -16,8 +16,8 @@ from common.config import load_run
 from common.data.audit import Audit
 from common.data.builders import load_images, prepare_images
 from common.errors import DataError
-from lesion.configs import isic9, isic2018, isic2019
-from lesion.datasets import ISIC9, ISIC2018, ISIC2019
+from lesion.configs import isic9, isic2018, isic2019, isic2020
+from lesion.datasets import ISIC9, ISIC2018, ISIC2019, ISIC2020
 from tests.conftest import run_script
 
 CLASSES = ('MEL', 'NV', 'BCC')
@@ -267,6 +267,29 @@ def test_tables_that_cannot_be_used_are_refused_with_a_sentence(challenge, tmp_p
     damage(challenge)
     with pytest.raises(DataError, match=words):
         prepared_2018(challenge, tmp_path)
+
+
+@pytest.mark.parametrize('name', ['ISIC_2020_Training_GroundTruth.csv', 'train.csv'])
+def test_2020_is_split_by_patient(tmp_path, name):
+    raw = tmp_path / 'raw'
+    for part, numbers in {'train': range(40), 'test': range(100, 103)}.items():
+        (raw / part).mkdir(parents=True)
+        for number in numbers:
+            (raw / part / f'ISIC_{number:07d}.jpg').write_bytes(encoded(number))
+    malignant = [number // 2 % 2 for number in range(40)]
+    table = pd.DataFrame({'image_name': [f'ISIC_{number:07d}' for number in range(40)]})
+    table = table.assign(patient_id=[f'IP_{number // 2:03d}' for number in range(40)], sex='female', age_approx=45.0)
+    table = table.assign(anatom_site_general_challenge='torso', diagnosis='unknown')
+    table = table.assign(benign_malignant=[('benign', 'malignant')[bad] for bad in malignant], target=malignant)
+    table.to_csv(raw / name, index=False)
+    dataset = small(isic2020.get_config())
+    audit = prepare_images(ISIC2020, dataset, raw, tmp_path / 'data')
+    records = records_of(dataset, tmp_path / 'data')
+    assert records.label.tolist() == table.benign_malignant.tolist()
+    assert records.group.tolist() == table.patient_id.tolist()
+    assert records.groupby('group').split.nunique().max() == 1
+    assert records.loc['ISIC_0000000', ['age', 'sex', 'localization']].tolist() == [45.0, 'female', 'torso']
+    assert len(audit['images_without_row'].items) == 3
 
 
 def test_metadata_of_another_set_are_left_out_and_named(challenge, tmp_path):
