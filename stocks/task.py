@@ -166,7 +166,8 @@ class Stocks(Task):
                 histories += reader.read(str(path), path.read_bytes())
             except OSError as error:
                 raise DataError(f'{path} cannot be read: {error.strerror}') from error
-        faults = [fault for finding in reader.audit('inputs').findings if finding.fatal for fault in finding.items]
+        findings = reader.add_to(Audit('inputs')).findings
+        faults = [fault for finding in findings if finding.fatal for fault in finding.items]
         if faults:
             raise DataError('cannot forecast from files with faults; mend them:\n  ' + '\n  '.join(faults))
         windows, records = zip(*(self._last_window(history) for history in histories), strict=True)

@@ -331,17 +331,16 @@ def test_a_corrected_label_is_prepared_again_though_the_table_keeps_its_size(raw
     assert labels['ISIC_030'] == labels['ISIC_031'] == HAM10000_CLASSES.index('nv')
 
 
-def test_a_set_is_never_replaced_by_one_from_elsewhere(raw, tmp_path):
+def test_a_set_that_takes_the_place_of_one_from_elsewhere_says_so(raw, tmp_path):
     prepare_images(HAM10000, config(), raw, tmp_path)
     moved, other = tmp_path / 'moved', tmp_path / 'other'
     shutil.copytree(raw, other)
     raw.rename(moved)
     assert prepare_images(HAM10000, config(), moved, tmp_path).kept
     edit_table(other, lambda table: table[1:])
-    with pytest.raises(DataError, match=rf'prepared from {raw}, and {other} would take its place.*--data_dir'):
-        prepare_images(HAM10000, config(), other, tmp_path)
-    assert len(all_records(load_images(config(), tmp_path))) == 70
-    assert prepare_images(HAM10000, config(), other, tmp_path / 'beside').counts['images'] == 69
+    audit = prepare_images(HAM10000, config(), other, tmp_path)
+    assert f'instead_of: {raw}' in str(audit)
+    assert audit.counts['images'] == len(all_records(load_images(config(), tmp_path))) == 69
 
 
 def test_folders_of_ones_own_lie_apart_for_each_task(tmp_path):

@@ -187,14 +187,14 @@ def test_preparing_twice_reads_once(tmp_path, monkeypatch):
     assert str(datasets.prepare(config, tmp_path / 'raw', tmp_path / 'data', skip_bad=False)) == str(first)
 
 
-def test_prices_are_never_replaced_by_those_of_another_folder(tmp_path):
+def test_prices_that_take_the_place_of_those_of_another_folder_say_so(tmp_path):
     config = prices.get_config().dataset
     for name, text in {'mine': YAHOO, 'yours': FIVE_YEARS}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / 'X.csv').write_text(text)
     datasets.prepare(config, tmp_path / 'mine', tmp_path / 'data', skip_bad=False)
-    with pytest.raises(DataError, match=r'/mine, and .*/yours would take its place'):
-        datasets.prepare(config, tmp_path / 'yours', tmp_path / 'data', skip_bad=False)
+    audit = datasets.prepare(config, tmp_path / 'yours', tmp_path / 'data', skip_bad=False)
+    assert audit.counts['instead_of'] == str(tmp_path / 'mine')
 
 
 def test_raw_files_are_asked_for_where_none_come_with_a_package(tmp_path):

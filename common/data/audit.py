@@ -90,25 +90,18 @@ class Audit:
         return audit
 
     @classmethod
-    def of_same_files(cls, path: pathlib.Path, raw_dir: pathlib.Path | None, signature: str) -> 'Audit | None':
-        """The audit stored in `path`, where it is of raw files with this signature; None where they have changed.
-
-        Raises:
-          DataError: where it is of other files than those of `raw_dir`, and these would replace them.
-        """
-        if not path.exists():
-            return None
-        audit = cls.load(path)
-        audit.kept = audit.counts['raw_signature'] == signature
-        if audit.kept:
-            return audit
-        before = pathlib.Path(audit.counts['raw_files'])
-        if raw_dir is not None and before.resolve() != raw_dir.expanduser().resolve():
-            raise DataError(
-                f'{path.parent} was prepared from {before}, and {raw_dir} would take its place. Give another '
-                f'--data_dir, or delete that folder.'
-            )
-        return None
+    def begin(cls, title: str, path: pathlib.Path, raw_files: pathlib.Path, signature: str) -> 'Audit':
+        """A new audit of raw files with that signature; or the one stored in `path`, if it is of the same files."""
+        audit, place = cls(title), str(raw_files.resolve())
+        if path.exists():
+            stored = cls.load(path)
+            if stored.counts['raw_signature'] == signature:
+                stored.kept = True
+                return stored
+            if stored.counts['raw_files'] != place:
+                audit.count(instead_of=stored.counts['raw_files'])
+        audit.count(prepared_in=str(path.parent), raw_files=place, raw_signature=signature)
+        return audit
 
 
 def _lines(finding: Finding, shown: int) -> str:

@@ -49,8 +49,7 @@ def prepare_images(
       skip_bad: leaves bad files and rows out instead of refusing them.
 
     Raises:
-      DataError: the raw files have faults, a class cannot be split, or the set is already prepared from other files
-        elsewhere; nothing is left behind then.
+      DataError: the raw files have faults, or a class cannot be split; nothing is left behind then.
     """
     final = prepared_path(dataset, data_dir)
     home = final.parents[1]
@@ -61,11 +60,9 @@ def prepare_images(
         stack.callback(shutil.rmtree, incomplete, ignore_errors=True)
         where = raw_dir or _synthesize(source, home / 'raw', incomplete)
         raw = stack.enter_context(open_raw(where, source.beside))
-        signature = raw.signature()
-        if kept := Audit.of_same_files(final / 'audit.json', raw_dir, signature):
-            return kept
-        audit = Audit(source.title)
-        audit.count(prepared_in=str(final), raw_files=str(raw.path.resolve()), raw_signature=signature)
+        audit = Audit.begin(source.title, final / 'audit.json', raw.path, raw.signature())
+        if audit.kept:
+            return audit
         found, table = _examine(source, dataset, raw, audit, skip_bad)
         rows = table.groupby('split').groups
         images = {name: [found.images[row] for row in rows[name]] for name in SPLITS if name in rows}

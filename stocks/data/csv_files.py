@@ -97,9 +97,8 @@ class Reader:
             found.append(history)
         return found
 
-    def audit(self, title: str) -> Audit:
-        """The findings so far."""
-        audit = Audit(title)
+    def add_to(self, audit: Audit) -> Audit:
+        """Adds the findings so far."""
         histories = list(self.histories.values())
         layouts = {layout: {'files': files} for layout, files in self.formats.items()}
         lengths = [len(history) for history in histories]

@@ -37,22 +37,20 @@ def prepare(config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.
       skip_bad: leaves bad files and rows out instead of refusing them.
 
     Raises:
-      DataError: the raw files have faults, or the set is already prepared from other files elsewhere; nothing is left
-        behind then.
+      DataError: the raw files have faults; nothing is left behind then.
     """
     check(config)
     final = _prepared_path(config, data_dir)
     home = final.parent
     home.mkdir(parents=True, exist_ok=True)
     with exclusive(home), _open(config, raw_dir) as (raw, names), contextlib.ExitStack() as stack:
-        signature = raw.signature()
-        if kept := Audit.of_same_files(final / 'audit.json', raw_dir, signature):
-            return kept
+        audit = Audit.begin(f'daily prices ({config.name})', final / 'audit.json', raw.path, raw.signature())
+        if audit.kept:
+            return audit
         reader = Reader()
         for name in names:
             reader.read(name, raw.read(name))
-        audit = reader.audit(f'daily prices ({config.name})')
-        audit.count(raw_files=str(raw.path.resolve()), raw_signature=signature)
+        reader.add_to(audit)
         if not skip_bad:
             audit.refuse_bad()
         if not reader.histories:
