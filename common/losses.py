@@ -11,6 +11,8 @@ from common.config import choose
 from common.errors import DataError, UsageError
 from common.types import Array, Logits
 
+TINY = float(jnp.finfo(jnp.float32).tiny)  # a root of it has a finite slope, one of 0 has not
+
 
 def classification_loss() -> ConfigDict:
     """The defaults of `config.loss`."""
@@ -42,7 +44,7 @@ def training_loss(loss: ConfigDict, counts: Sequence[int]) -> Callable[[Logits, 
         smoothed = (1.0 - loss.label_smoothing) * target + loss.label_smoothing / target.shape[-1]
         terms = -smoothed * log_probabilities
         if loss.focal_gamma:  # Lin et al. 2017, arXiv:1708.02002
-            terms = terms * (1.0 - jnp.exp(log_probabilities)) ** loss.focal_gamma
+            terms = terms * jnp.maximum(-jnp.expm1(log_probabilities), TINY) ** loss.focal_gamma
         return terms.sum(-1) * (target * weights).sum(-1)
 
     return losses

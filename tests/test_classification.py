@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 from common.classification import pixel_statistics
 from common.data.dataset import Dataset, Split
 from common.errors import DataError, UsageError
-from common.losses import class_weights, classification_loss, logit_adjustment
+from common.losses import class_weights, classification_loss, logit_adjustment, training_loss
 from lesion.configs import demo
 from lesion.task import Lesion
 
@@ -49,6 +49,20 @@ def test_focal_loss_is_that_of_its_paper():
     p = of_label(softmax(LOGITS.astype(np.float64), -1))
     for gamma in (0.5, 2.0):
         np.testing.assert_allclose(losses(focal_gamma=gamma), -((1 - p) ** gamma) * np.log(p), rtol=1e-5)
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+@pytest.mark.parametrize('gamma', [0.1, 0.5, 1.0, 1.5, 2.0])
+def test_focal_loss_has_a_gradient_where_the_network_is_certain(gamma, smoothing):
+    loss = classification_loss()
+    loss.focal_gamma, loss.label_smoothing = gamma, smoothing
+    losses = training_loss(loss, [1, 1, 1])
+    logits = jnp.array([[18.0, 0, 0], [30.0, 0, 0], [200.0, 0, 0], [0, 30.0, 0]])
+    target = jax.nn.one_hot(jnp.zeros(4, int), 3)
+    gradient = np.asarray(jax.jit(jax.grad(lambda x: losses(x, target).sum()))(logits))
+    assert np.isfinite(gradient).all()
+    if not smoothing:
+        np.testing.assert_allclose(gradient, [[0, 0, 0]] * 3 + [[-1, 1, 0]], atol=1e-6)
 
 
 def test_label_smoothing_mixes_in_the_uniform_distribution():
