@@ -105,6 +105,7 @@ def choose(options: Mapping[str, Any], name: str, key: str) -> Any:
 def check(config: ConfigDict) -> None:
     """Raises UsageError, naming the key, where a value of the frame's own makes no sense."""
     batch, parts = config.batch_size, config.accumulate_steps
+    rebalanced = config.loss.get('logit_adjustment') or config.loss.get('class_weights') in ('inverse', 'effective')
     wrong = {
         'batch_size': (batch >= 1, 'at least 1'),
         'steps_per_dispatch': (config.steps_per_dispatch >= 0, 'at least 0'),
@@ -112,6 +113,10 @@ def check(config: ConfigDict) -> None:
         'cpu_devices': (config.cpu_devices >= 0, 'at least 0'),
         'ensemble': (config.ensemble >= 1, 'at least 1'),
         'ema_decay': (0 <= config.ema_decay < 1, 'from 0 to below 1'),
+        'data.sampling': (
+            config.data.sampling != 'balanced' or not rebalanced,
+            'uniform, or config.loss.logit_adjustment and class_weights off: together they favour rare classes twice',
+        ),
         'data.threads': (config.data.threads >= 0, 'at least 0'),
         'monitor.mode': (config.monitor.mode in ('auto', 'min', 'max'), 'auto, min or max'),
         'monitor.patience': (config.monitor.patience >= 0, 'at least 0'),

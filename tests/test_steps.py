@@ -78,6 +78,7 @@ def lesion_training(monkeypatch: pytest.MonkeyPatch, devices: int) -> Training:
     monkeypatch.setattr(Lesion, 'load', lambda config, data_dir: Dataset(splits={'train': split}, info=info))
     config = plain_sgd(demo.get_config())
     config.batch_size, config.precision, config.steps_per_dispatch = 16, 'float32', 1
+    config.data.sampling = 'uniform'
     config.model.widths, config.model.dense, config.model.dropout = (6, 8), (8,), 0.4
     config.augment.cutout, config.augment.mixup = 0.3, 0.3
     config.loss.class_weights, config.loss.focal_gamma, config.loss.label_smoothing = 'inverse', 2.0, 0.1
