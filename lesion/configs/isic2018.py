@@ -2,12 +2,11 @@
 
 from ml_collections import ConfigDict
 
-from common.classification import image_dataset
 from lesion.configs import ham10000
 
 
 def get_config(variant: str = 'cnn') -> ConfigDict:
     """The HAM10000 recipe: these are its images, with test images of their own. Unpack all zips into one folder."""
     config = ham10000.get_config(variant)
-    config.dataset = image_dataset('isic2018', image_size=config.dataset.image_size)
+    config.dataset.name = 'isic2018'
     return config

@@ -2,12 +2,11 @@
 
 from ml_collections import ConfigDict
 
-from common.classification import image_dataset
 from lesion.configs import ham10000
 
 
 def get_config(variant: str = 'cnn') -> ConfigDict:
     """The HAM10000 recipe; these images are of many sizes and shapes, and their middle is taken."""
     config = ham10000.get_config(variant)
-    config.dataset = image_dataset('isic2020', image_size=config.dataset.image_size, resize='crop')
+    config.dataset.update(name='isic2020', resize='crop')
     return config

@@ -2,7 +2,6 @@
 
 from ml_collections import ConfigDict
 
-from common.classification import image_dataset
 from lesion.configs import ham10000
 
 
@@ -13,6 +12,6 @@ def get_config(variant: str = 'cnn') -> ConfigDict:
     of the latter 15 of 16 in Test. With config.dataset.drop_contradictory, training sees no image under two labels.
     """
     config = ham10000.get_config(variant)
-    config.dataset = image_dataset('isic9', image_size=(112, 112))
+    config.dataset.update(name='isic9', image_size=(112, 112))
     config.duration = '60epochs'
     return config
