@@ -174,13 +174,13 @@ class ClassificationTask(Task):
         return Split(name='inputs', columns={'image': np.stack(images)}, records=pd.DataFrame({'name': names}))
 
     def write_predictions(self, predictions: Predictions, split: Split, path: pathlib.Path) -> None:
-        """`image,label,predicted` and one probability a class; `label` is empty where it is unknown."""
+        """`image,label,predicted` and one probability a class, to nine digits; `label` is empty where it is unknown."""
         probabilities = self.probabilities(predictions)
         names = np.array(self.class_names)
         label = names[split.columns['label']] if 'label' in split.columns else ''
         table = {'image': split.records['name'], 'label': label, 'predicted': names[probabilities.argmax(-1)]}
         table |= dict(zip(self.class_names, probabilities.T, strict=True))
-        pd.DataFrame(table).to_csv(path, index=False, float_format='%.6f')
+        pd.DataFrame(table).to_csv(path, index=False, float_format='%.9g')
 
 
 def _place(config: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:

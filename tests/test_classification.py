@@ -164,7 +164,7 @@ def test_prediction_files_have_the_documented_columns(tmp_path):
         task().write_predictions({'logits': LOGITS}, split, tmp_path / 'predictions.csv')
         table = pd.read_csv(tmp_path / 'predictions.csv')
         assert list(table) == ['image', 'label', 'predicted', *'abcd']
-        np.testing.assert_allclose(table[list('abcd')], softmax(LOGITS, -1), atol=1e-6)
+        np.testing.assert_allclose(table[list('abcd')], softmax(LOGITS.astype(np.float64), -1), rtol=1e-8)
         assert table.predicted.tolist() == ['abcd'[i] for i in LOGITS.argmax(-1)]
         assert table.label.isna().all() if split is unlabelled else table.label.tolist() == ['abcd'[i] for i in LABELS]
     assert not (tmp_path / 'submission.csv').exists()  # these are not the challenge's classes

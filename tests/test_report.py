@@ -18,7 +18,7 @@ from common.evaluation.calibration import fit_temperature
 from common.evaluation.report import measures
 from common.evaluation.report.classification import classification_report
 from common.evaluation.report.gallery import overlay, right_and_wrong
-from common.evaluation.report.page import Page, label, write_page
+from common.evaluation.report.page import Page, label, threshold_text, write_page
 from common.findings import Card, Evidence, Gallery, Report, Section, Table
 from lesion.task import Lesion
 from tests.conftest import Trained, run_script
@@ -167,7 +167,7 @@ def test_figures_of_the_page_are_those_of_the_metrics(made):
     ]
     for found in metrics['concerns']['mel']['thresholds']:
         counts = [str(found[key]) for key in ('found', 'missed', 'false_alarms')]
-        shown = [f'{found[key]:.3f}' for key in ('threshold', 'sensitivity', 'specificity')]
+        shown = [threshold_text(found['threshold']), *(f'{found[key]:.3f}' for key in ('sensitivity', 'specificity'))]
         assert [f'{found["wanted_sensitivity"]:.0%} found', *shown, *counts] in reader.rows
     for name, values in metrics['subgroups']['sex'].items():
         assert rows[name][:4] == [
@@ -189,6 +189,14 @@ def test_decisions_at_a_threshold_are_counted_by_hand():
         assert (row['missed'], row['found'], row['false_alarms']) == (missed, hits, alarms)
         assert row['sensitivity'] == pytest.approx(hits / (hits + missed))
         assert row['specificity'] == pytest.approx(spared / (spared + alarms))
+
+
+@pytest.mark.parametrize(
+    ('value', 'text'), [(8.9971e-05, '8.99e-05'), (0.12399, '0.123'), (0.5, '0.500'), (0.99999, '0.999'), (0.0, '0.00')]
+)
+def test_a_threshold_is_shown_so_that_it_can_be_applied(value, text):
+    assert threshold_text(value) == text
+    assert float(text) <= value
 
 
 def test_subgroups_agree_with_pandas_and_scikit_learn():

@@ -11,6 +11,7 @@ from common.evaluation.calibration import apply_temperature, reliability_curve
 from common.evaluation.metrics import bootstrap_intervals, classification_metrics
 from common.evaluation.report import measures
 from common.evaluation.report.gallery import cards, right_and_wrong
+from common.evaluation.report.page import threshold_text
 from common.findings import Evidence, Gallery, Part, Plot, Report, Section, Table
 
 HEADLINES = (
@@ -150,7 +151,7 @@ def _uncalibrated(probabilities: np.ndarray, labels: np.ndarray) -> Section:
 def _prediction_sets(sets: Mapping[str, Any]) -> Section:
     text = (
         f'Instead of one answer, a prediction set holds every class whose probability is at least '
-        f'{sets["threshold"]:.3f}. That threshold is {_FITTED}, so that the true class is in the set for '
+        f'{threshold_text(sets["threshold"])}. That threshold is {_FITTED}, so that the true class is in the set for '
         f'{sets["promised_coverage"]:.0%} of new images like those. Here it was for {sets["coverage"]:.1%}, with '
         f'{sets["mean_size"]:.2f} classes in a set on average.'
     )
@@ -195,12 +196,16 @@ def _finding(name: str, found: Mapping[str, Any]) -> Section:
         )
     ]
     if found['thresholds']:
-        keys = ('threshold', 'sensitivity', 'specificity', 'found', 'missed', 'false_alarms')
+        keys = ('sensitivity', 'specificity', 'found', 'missed', 'false_alarms')
         parts.append(
             Table(
                 columns=('aim', 'threshold', 'sensitivity', 'specificity', 'found', 'missed', 'false alarms'),
                 rows=[
-                    (f'{row["wanted_sensitivity"]:.0%} found', *(row[key] for key in keys))
+                    (
+                        f'{row["wanted_sensitivity"]:.0%} found',
+                        threshold_text(row['threshold']),
+                        *(row[key] for key in keys),
+                    )
                     for row in found['thresholds']
                 ],
                 caption=f'Call an image {name} where its probability of {name} (a column of predictions.csv) reaches '

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import decimal
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ PAGE = 'report.html'
 _PIXELS_PER_INCH = 96  # of CSS
 _CAPITALS = {name: name.upper() for name in ('auc', 'f1', 'mae', 'mape', 'mse', 'rmse', 'roc')}
 _JPEG_QUALITY = 90
+_THREE_DIGITS = decimal.Context(prec=3, rounding=decimal.ROUND_FLOOR)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,11 @@ def cell_text(value: Cell) -> str:
     if isinstance(value, int):
         return f'{value:,}'
     return f'{value:,.3f}' if isinstance(value, float) else value
+
+
+def threshold_text(value: float) -> str:
+    """Three significant digits, rounded down: whatever reaches the threshold reaches it as it is shown too."""
+    return f'{float(_THREE_DIGITS.create_decimal_from_float(value)):#.3g}'
 
 
 def _shown(part: Part, directory: pathlib.Path) -> Any:
