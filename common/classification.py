@@ -1,5 +1,6 @@
 """What the image classifiers share: data, normalisation, losses against imbalance, metrics, prediction files."""
 
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -166,12 +167,13 @@ class ClassificationTask(Task):
     def read_inputs(self, paths: Sequence[pathlib.Path]) -> Split:
         """Image files, and all images of folders and zips, decoded exactly as `prepare` does."""
         decoding = Decoding.of(self.config.dataset)
-        names, images = [], []
+        files, images = [], []
         for path in paths:
-            for name, encoded in encoded_images(path):
-                names.append(pathlib.PurePath(name).stem)
-                images.append(decode_image(encoded, decoding, name))
-        return Split(name='inputs', columns={'image': np.stack(images)}, records=pd.DataFrame({'name': names}))
+            for file, encoded in encoded_images(path):
+                files.append(file)
+                images.append(decode_image(encoded, decoding, file))
+        records = pd.DataFrame({'name': _names(files)})
+        return Split(name='inputs', columns={'image': np.stack(images)}, records=records)
 
     def write_predictions(self, predictions: Predictions, split: Split, path: pathlib.Path) -> None:
         """`image,label,predicted` and one probability a class, to nine digits; `label` is empty where it is unknown."""
@@ -186,6 +188,16 @@ class ClassificationTask(Task):
 def _place(config: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
     """Where data sets go by their names: those of one's own, which all have one name, lie apart for each task."""
     return data_dir / config.task if config.dataset.name == OWN else data_dir
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    """Each file's name without its ending or, where two would be alike, its path within the folder of all."""
+    names = [pathlib.PurePath(file).stem for file in files]
+    if len(set(names)) == len(names):
+        return names
+    paths = [pathlib.Path(file).absolute() for file in files]
+    folder = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def _copies(records: pd.DataFrame) -> dict[str, pd.Series]:

@@ -4,12 +4,13 @@ python -m experiments.predict --workdir=RUN[,RUN...] --inputs='photos/*.jpg' --o
 """
 
 import glob
+import os
 import pathlib
 
 from absl import flags
 
 from common import runtime
-from common.errors import DataError
+from common.errors import DataError, UsageError
 from common.evaluation.predict import predict, restore_all
 from common.members import average
 from experiments import launch
@@ -28,14 +29,25 @@ def main() -> None:
     paths = [path for pattern, matches in found.items() for path in matches if '**' not in pattern or path.is_file()]
     if not paths:
         raise DataError(f'no file matches --inputs={",".join(_INPUTS.value)}')
+    output = pathlib.Path(_OUTPUT.value)
+    _check_writable(output)
     runtime.start()
-    workdirs, output = [pathlib.Path(workdir) for workdir in _WORKDIR.value], pathlib.Path(_OUTPUT.value)
-    runs = restore_all(workdirs, _CHECKPOINT.value)
+    runs = restore_all([pathlib.Path(workdir) for workdir in _WORKDIR.value], _CHECKPOINT.value)
     splits = [run.task.read_inputs(paths) for run in runs]  # each as its own model wants it
     said = [predict(run, split) for run, split in zip(runs, splits, strict=True)]
     task = runs[0].task
     task.write_predictions(average(task, said), splits[0], output)
     print(f'{len(splits[0])} predictions: {output}')
+
+
+def _check_writable(output: pathlib.Path) -> None:
+    """Before the work is done: makes the folder of `output`, or says why nothing can be written there."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f'--output={output}: its folder cannot be made ({error.strerror})') from error
+    if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise UsageError(f'--output={output} cannot be written; give the name of a file')
 
 
 if __name__ == '__main__':

@@ -75,14 +75,18 @@ class Lesion(ClassificationTask):
         return found
 
     def write_predictions(self, predictions: Predictions, split: Split, path: pathlib.Path) -> None:
-        """Beside it goes submission.csv, where the classes are a challenge's: its scorer takes no other column."""
+        """Beside it goes submission.csv, where the classes are a challenge's: its scorer takes no other column.
+
+        Where that is the name of `path` itself, it is challenge.csv.
+        """
         super().write_predictions(predictions, split, path)
         probabilities = dict(zip(map(str.upper, self.class_names), self.probabilities(predictions).T, strict=True))
         for classes in CHALLENGES:
             if set(probabilities) | {'UNK'} == {*classes, 'UNK'}:
                 table = {name: probabilities.get(name, np.zeros(len(split))) for name in classes}
                 submission = pd.DataFrame({'image': split.records['name'], **table})
-                submission.to_csv(path.with_name('submission.csv'), index=False, float_format='%.6f')
+                beside = path.with_name('challenge.csv' if path.name.lower() == 'submission.csv' else 'submission.csv')
+                submission.to_csv(beside, index=False, float_format='%.6f')
 
 
 def _has_metadata(config: ConfigDict) -> bool:

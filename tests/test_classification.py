@@ -181,6 +181,14 @@ def test_submission_has_exactly_the_columns_of_the_challenge(tmp_path):
     np.testing.assert_allclose(table['AKIEC'], softmax(logits, -1)[:, 0], atol=1e-6)
 
 
+def test_submission_spares_predictions_of_its_own_name(tmp_path):
+    info = INFO | {'class_names': ['akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc'], 'class_counts': [1] * 7}
+    split = Split(name='inputs', columns={}, records=pd.DataFrame({'name': ['ISIC_1']}))
+    Lesion(demo.get_config(), info).write_predictions({'logits': np.zeros((1, 7))}, split, tmp_path / 'submission.csv')
+    assert list(pd.read_csv(tmp_path / 'submission.csv'))[:3] == ['image', 'label', 'predicted']
+    assert list(pd.read_csv(tmp_path / 'challenge.csv'))[:3] == ['image', 'MEL', 'NV']
+
+
 def test_submission_for_2019_says_that_nothing_is_unknown(tmp_path):
     names = ['MEL', 'NV', 'BCC', 'AK', 'BKL', 'DF', 'VASC', 'SCC']
     logits = RANDOM.normal(size=(2, 8))

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import signal
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -193,6 +194,20 @@ def test_a_folder_or_a_zip_stands_for_its_images(script, trained, run, tmp_path)
     assert tables[0].image.tolist() == sorted(image.stem for image in images[:3])
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0])
+
+
+def test_images_of_the_same_name_are_told_apart_by_their_folders(script, trained, run, tmp_path):
+    images = sorted(trained.raw_dir.rglob('*.jpg'))
+    for image, name in zip(images, ('melanoma/0.jpg', 'mole/0.jpg', 'mole/1.jpg'), strict=False):
+        (tmp_path / 'photos' / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, tmp_path / 'photos' / name)
+    for inputs in (f'{tmp_path}/photos/**', f'{tmp_path}/photos'):
+        output = tmp_path / 'made' / 'on the way' / 'out.csv'
+        ended = script('predict', f'--workdir={run}', f'--inputs={inputs}', f'--output={output}')
+        assert ended.status == 0, ended.stderr
+        for name in ('out.csv', 'submission.csv'):
+            table = pd.read_csv(output.with_name(name))
+            assert table.image.tolist() == ['melanoma/0.jpg', 'mole/0.jpg', 'mole/1.jpg']
 
 
 def test_evaluation_repeats_to_the_byte_and_the_batch_size_changes_nothing(script, run):
@@ -448,6 +463,14 @@ def test_predict_names_inputs_that_are_missing_or_unreadable(script, run, tmp_pa
     (tmp_path / 'empty' / 'notes.txt').write_text('no image')
     assert_refused(script(*predict, f'--inputs={tmp_path}/empty'), 1, f'{tmp_path}/empty holds no image')
     assert not (tmp_path / 'out.csv').exists()
+
+
+def test_predict_refuses_an_output_that_cannot_be_written_before_it_works(script, trained, run, tmp_path):
+    (tmp_path / 'file').touch()
+    predict = ('predict', f'--workdir={run}', f'--inputs={trained.raw_dir}')
+    with mock.patch('common.evaluation.predict.restore_all', side_effect=AssertionError('too late')):
+        assert_refused(script(*predict, f'--output={tmp_path}'), 2, f'--output={tmp_path} cannot be written')
+        assert_refused(script(*predict, f'--output={tmp_path}/file/p.csv'), 2, 'its folder cannot be made')
 
 
 def test_errors_reach_the_shell_as_one_sentence_and_a_status(trained, run, tmp_path):
