@@ -132,7 +132,10 @@ class ClassificationTask(Task):
         return self._training_loss(logits, target) if train else cross_entropy(logits, target)
 
     def step_metrics(self, outputs: Logits, batch: Batch) -> dict[str, Array]:
-        """Accuracy on the augmented batch, to hold beside that of the validation split."""
+        """Accuracy on the augmented batch, to hold beside that of the validation split.
+
+        With balanced sampling it is over equally frequent classes, and that of validation is not.
+        """
         return {'accuracy': (outputs.argmax(-1) == batch['target'].argmax(-1)).astype(jnp.float32)}
 
     def outputs(self, outputs: Tree, batch: Batch) -> dict[str, Array]:

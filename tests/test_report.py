@@ -1,5 +1,6 @@
 """The report: its page shows what metrics.json holds, stays one safe file, and fits nothing on the test split."""
 
+import dataclasses
 import html.parser
 import json
 import pathlib
@@ -19,6 +20,8 @@ from common.evaluation.report import measures
 from common.evaluation.report.classification import classification_report
 from common.evaluation.report.gallery import overlay, right_and_wrong
 from common.evaluation.report.page import Page, label, threshold_text, write_page
+from common.evaluation.report.run import run_section
+from common.evaluation.restore import restore
 from common.findings import Card, Evidence, Gallery, Report, Section, Table
 from lesion.task import Lesion
 from tests.conftest import Trained, run_script
@@ -303,6 +306,15 @@ def test_evaluation_writes_the_same_report_twice_and_averages_runs(script, train
     ended = script('predict', f'--workdir={first},{second}', f'--inputs={images}', f'--output={output}')
     assert ended.status == 0, ended.stderr
     np.testing.assert_allclose(pd.read_csv(output).iloc[:, 3:], averaged.iloc[:3, 3:], atol=1.1e-6)
+
+
+def test_learning_curves_say_where_training_and_validation_cannot_be_compared(trained):
+    balanced = restore(trained.workdir)
+    config = balanced.record.config.copy_and_resolve_references()
+    config.data.sampling = 'uniform'
+    uniform = dataclasses.replace(balanced, record=dataclasses.replace(balanced.record, config=config))
+    captions = [run_section(run, 1).parts[0].caption for run in (balanced, uniform)]
+    assert ['all classes equally often' in caption for caption in captions] == [True, False]
 
 
 def changed(run: pathlib.Path, copy: pathlib.Path, change) -> pathlib.Path:

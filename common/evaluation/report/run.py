@@ -9,6 +9,11 @@ from common.evaluation.restore import Run
 from common.findings import Cell, Part, Plot, Report, Section, Table
 from common.history import read_history
 
+_BALANCED = (
+    ' Training drew all classes equally often, and validation has them as they come: the distance between the curves '
+    'is not overfitting alone, and a distance of zero does not rule it out.'
+)
+
 
 def run_section(run: Run, number: int) -> Section:
     """Learning curves, and what the run's config.json says of how it was trained; `number` counts the runs from 1."""
@@ -23,7 +28,7 @@ def run_section(run: Run, number: int) -> Section:
                 figure=plots.learning_curves(history, metric, larger_is_better=config.monitor.mode == 'max'),
                 caption='Training beside validation, at every evaluation. Where validation turns while training still '
                 f'improves, the model begins to learn its examples by heart. The best checkpoint is chosen by '
-                f'validation {label(metric).lower()}.',
+                f'validation {label(metric).lower()}.' + (_BALANCED if config.data.sampling == 'balanced' else ''),
             )
         )
     environment = run.record.environment
