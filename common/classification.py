@@ -22,6 +22,7 @@ from common.data.images import Decoding, decode_image
 from common.data.raw import ImageSource, encoded_images
 from common.errors import UsageError
 from common.evaluation.metrics import headline_metrics
+from common.evaluation.paired import paired_differences
 from common.evaluation.views import VIEWS
 from common.findings import Evidence, Report
 from common.lazy import lazy
@@ -158,6 +159,18 @@ class ClassificationTask(Task):
         records = evidence.split.records
         partitions = {**_copies(records), **self.subgroups(records)}
         return reporting.classification_report(evidence, self.class_names, concerns, partitions)
+
+    def differences(
+        self, here: tuple[Predictions, Split], there: tuple[Predictions, Split]
+    ) -> Mapping[str, Sequence[float]]:
+        """See `common.evaluation.paired`."""
+        (said, split), (others, other) = here, there
+        labels = np.asarray(split.columns['label'])
+        same_labels = np.array_equal(labels, other.columns['label'])
+        if not (same_labels and split.records['name'].equals(other.records['name'])):
+            raise UsageError(f'--against: the two {split.name} splits differ in their images; compare on the same ones')
+        groups = split.records['group'].to_numpy()
+        return paired_differences(self.probabilities(said), self.probabilities(others), labels, groups)
 
     def subgroups(self, records: pd.DataFrame) -> Mapping[str, pd.Series]:
         """Partitions of the examples whose parts the report judges one by one: by title, the part of each example."""

@@ -105,6 +105,13 @@ class Task(abc.ABC):
     def report(self, evidence: Evidence) -> Report:
         """Figures, tables and plots; writes predictions.csv, and tables of the task's own, into the directory."""
 
+    def differences(
+        self, here: tuple[Predictions, Split], there: tuple[Predictions, Split]
+    ) -> Mapping[str, Sequence[float]]:
+        """Metrics here less those there, on the same examples: by name, the difference and the ends of its interval."""
+        del here, there
+        raise UsageError(f'--against: the task {self.config.task!r} has no comparison of two runs')
+
     def meaning(self) -> Any:
         """What must be equal for predictions of two runs to be averaged, e.g. class names."""
         return self.info

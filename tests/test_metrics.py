@@ -9,6 +9,7 @@ from sklearn import metrics as sk
 
 from common.errors import DataError
 from common.evaluation.metrics import bootstrap_intervals, classification_metrics, headline_metrics
+from common.evaluation.paired import paired_differences
 
 NAMES = ['akiec', 'bcc', 'bkl', 'df', 'mel']
 INTERVALS = [
@@ -155,6 +156,27 @@ def test_bootstrap_agrees_with_resampling_by_hand(grouped):
         samples.append([report[name] for name in INTERVALS])
     expected = np.quantile(samples, [0.025, 0.975], axis=0).T
     np.testing.assert_allclose([intervals[name] for name in INTERVALS], expected, rtol=1e-10)
+
+
+def test_a_difference_that_overlapping_intervals_hide_is_found_on_the_same_examples():
+    random = np.random.default_rng(0)
+    labels, groups = np.tile([0, 1], 150), np.repeat(np.arange(100), 3)
+    right = random.random(300) < 0.8
+    worse = right & (random.random(300) < 0.93)
+    here, there = (np.eye(2)[np.where(hits, labels, 1 - labels)] * 0.6 + 0.2 for hits in (right, worse))
+    alone = [bootstrap_intervals(said, labels, groups)['accuracy'] for said in (here, there)]
+    assert alone[1][1] > alone[0][0]
+    difference, low, high = paired_differences(here, there, labels, groups)['accuracy']
+    assert difference == pytest.approx(right.mean() - worse.mean())
+
+    # The same draws by hand: only images that the two judge differently count.
+    drawn = np.random.default_rng(0).integers(100, size=(1000, 100))
+    lost = (right & ~worse).reshape(100, 3).mean(1)[drawn].mean(1)
+    np.testing.assert_allclose([low, high], np.quantile(lost, [0.025, 0.975]), rtol=1e-9)
+    assert low > 0
+    same = paired_differences(here, here, labels, groups)
+    assert set(same) == set(INTERVALS)
+    assert not np.any(list(same.values()))
 
 
 def test_bootstrap_intervals_hold_the_truth_as_often_as_they_say():

@@ -15,6 +15,7 @@ from scipy.special import softmax
 from sklearn import metrics as sk
 
 from common.data.dataset import Split
+from common.errors import UsageError
 from common.evaluation.calibration import fit_temperature
 from common.evaluation.report import measures
 from common.evaluation.report.classification import classification_report
@@ -23,6 +24,7 @@ from common.evaluation.report.page import Page, label, threshold_text, write_pag
 from common.evaluation.report.run import run_section
 from common.evaluation.restore import restore
 from common.findings import Card, Evidence, Gallery, Report, Section, Table
+from common.task import Task
 from lesion.task import Lesion
 from tests.conftest import Trained, run_script
 
@@ -308,6 +310,32 @@ def test_evaluation_writes_the_same_report_twice_and_averages_runs(script, train
     np.testing.assert_allclose(pd.read_csv(output).iloc[:, 3:], averaged.iloc[:3, 3:], atol=1.1e-6)
 
 
+def test_two_runs_are_compared_on_the_same_examples(script, runs):
+    figures = []
+    for run in runs:
+        assert script('evaluate', f'--workdir={run}').status == 0
+        figures.append(json.loads((run / 'evaluation/test/metrics.json').read_text()))
+    ended = script('evaluate', f'--workdir={runs[0]}', f'--against={runs[1]}')
+    assert ended.status == 0, ended.stderr
+    title, *lines = ended.stdout.splitlines()
+    assert str(runs[1]) in title
+    assert {line.split()[0] for line in lines} == set(figures[0]['intervals_95'])
+    for name, difference, low, high in (re.sub(r'[\[\],]', '', line).split() for line in lines):
+        assert float(difference) == pytest.approx(figures[0][name] - figures[1][name], abs=6e-5)
+        assert float(low) <= float(high)
+    ended = script('evaluate', f'--workdir={runs[0]}', f'--against={runs[0]}')
+    assert ended.stdout.count('+0.0000  [+0.0000, +0.0000]') == len(lines)
+
+
+def test_runs_on_other_images_or_of_a_task_without_comparison_are_not_compared(trained):
+    task, (logits, split) = restore(trained.workdir).task, example(0)
+    other = dataclasses.replace(split, records=split.records.iloc[::-1].reset_index(drop=True))
+    with pytest.raises(UsageError, match='the two test splits differ in their images'):
+        task.differences(({'logits': logits}, split), ({'logits': logits}, other))
+    with pytest.raises(UsageError, match="the task 'lesion' has no comparison"):
+        Task.differences(task, ({}, split), ({}, split))
+
+
 def test_learning_curves_say_where_training_and_validation_cannot_be_compared(trained):
     balanced = restore(trained.workdir)
     config = balanced.record.config.copy_and_resolve_references()
@@ -333,7 +361,7 @@ def test_runs_of_other_classes_or_another_split_are_not_averaged(script, trained
     for name, more in (('evaluate', []), ('predict', [f'--inputs={next(trained.raw_dir.rglob("*.jpg"))}'])):
         ended = script(name, f'--workdir={trained.workdir},{other}', *more)
         assert ended.status == 2
-        assert f'{other} and {trained.workdir} cannot be averaged' in ended.stderr
+        assert f'{other} and {trained.workdir} do not go together' in ended.stderr
         assert 'they differ in class_names' in ended.stderr
 
     flags = ('--config=lesion/configs/demo.py', '--config.dataset.split_seed=1')

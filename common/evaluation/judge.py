@@ -60,6 +60,29 @@ def judge(
     return directory, lines
 
 
+def compare(
+    workdirs: Sequence[pathlib.Path],
+    against: Sequence[pathlib.Path],
+    split: str,
+    checkpoint: str,
+    data_dir: pathlib.Path | None,
+    batch_size: int = 0,
+    views: str | None = None,
+) -> list[str]:
+    """The figures of a run, or of several averaged, less those of others on the same examples, as lines to print.
+
+    Raises:
+      UserError: as `judge`, or if the runs predict other things, are of a task without comparison, or have other
+        examples.
+    """
+    runs = restore_all([*workdirs, *against], checkpoint)
+    sides = runs[: len(workdirs)], runs[len(workdirs) :]
+    panels = [_Panel(side, data_dir, split, batch_size) for side in sides]
+    found = runs[0].task.differences(*((panel.predict(split, views), panel.split) for panel in panels))
+    title = f'less those of {", ".join(map(str, against))}, with 95% intervals of the difference:'
+    return [title, *(f'{name:28} {d:+.4f}  [{low:+.4f}, {high:+.4f}]' for name, (d, low, high) in found.items())]
+
+
 class _Panel:
     """The runs that judge together, each with the data set as it was trained on it."""
 
@@ -76,9 +99,9 @@ class _Panel:
 
     def report(self, directory: pathlib.Path, views: str | None = None) -> Report:
         evidence = Evidence(
-            predictions=self._predict(self.split.name, views),
+            predictions=self.predict(self.split.name, views),
             split=self.split,
-            calibration=None if self._validation is None else (self._predict(CALIBRATION, views), self._validation),
+            calibration=None if self._validation is None else (self.predict(CALIBRATION, views), self._validation),
             directory=directory,
             explain=self._explain,
         )
@@ -104,7 +127,8 @@ class _Panel:
             return {'step': self.runs[0].step}
         return {'runs': [{'workdir': str(run.workdir), 'step': run.step} for run in self.runs]}
 
-    def _predict(self, split: str, views: str | None) -> Predictions:
+    def predict(self, split: str, views: str | None) -> Predictions:
+        """What the runs say together of a split, averaged over `views` where given."""
         said = [
             predict(run, dataset.splits[split], dataset.tables, self._batch_size, views)
             for run, dataset in zip(self.runs, self._datasets, strict=True)

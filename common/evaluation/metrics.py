@@ -1,7 +1,7 @@
 """What a classifier's probabilities are worth: point metrics, cheap metrics for training, and intervals."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,21 @@ def bootstrap_intervals(
     Raises:
       DataError: as `classification_metrics`, or `groups` does not have one entry for each example.
     """
+    samples = resampled_metrics(probabilities, labels, groups, num_resamples, seed)
+    return percentile_intervals(samples, confidence)
+
+
+def resampled_metrics(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Returns {metric: float64 [num_resamples]}, NaN where undefined; takes and raises what `bootstrap_intervals` does.
+
+    Which examples a resample holds depends on `groups` and `seed` alone, not on the probabilities.
+    """
     probabilities, labels = _checked(probabilities, labels)
     members = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     if members.shape != labels.shape:
@@ -120,10 +135,15 @@ def bootstrap_intervals(
     samples = defaultdict(list)
     for weights in _resampling_weights(members, num_resamples, np.random.default_rng(seed)):
         for name, values in _weighted_metrics(weights, summands, probabilities, labels).items():
-            samples[name].append(values[np.isfinite(values)])
-    pooled = {name: np.concatenate(values) for name, values in samples.items()}
+            samples[name].append(values)
+    return {name: np.concatenate(values) for name, values in samples.items()}
+
+
+def percentile_intervals(samples: Mapping[str, np.ndarray], confidence: float = 0.95) -> dict[str, list[float]]:
+    """Returns {metric: [low, high]} over the samples that are not NaN; without any, the metric is left out."""
+    finite = {name: values[np.isfinite(values)] for name, values in samples.items()}
     tail = (1 - confidence) / 2
-    return {name: np.quantile(values, [tail, 1 - tail]).tolist() for name, values in pooled.items() if values.size}
+    return {name: np.quantile(values, [tail, 1 - tail]).tolist() for name, values in finite.items() if values.size}
 
 
 def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ def restore_all(workdirs: Sequence[pathlib.Path], checkpoint: str) -> list[Run]:
     for run in runs[1:]:
         if type(run.task) is not type(first.task) or run.task.meaning() != first.task.meaning():
             raise UsageError(
-                f'--workdir: {run.workdir} and {first.workdir} cannot be averaged, their predictions mean different '
+                f'--workdir: {run.workdir} and {first.workdir} do not go together, their predictions mean different '
                 f'things ({_difference(first, run)}). Give runs of one task, trained on the same data.'
             )
     return runs
