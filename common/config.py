@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,9 +104,8 @@ def choose(options: Mapping[str, Any], name: str, key: str) -> Any:
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UsageError, naming the key, where a value of the frame's own makes no sense."""
+    """Raises UsageError, naming the key, where a value of the frame's own makes no sense; warns where two clash."""
     batch, parts = config.batch_size, config.accumulate_steps
-    rebalanced = config.loss.get('logit_adjustment') or config.loss.get('class_weights') in ('inverse', 'effective')
     wrong = {
         'batch_size': (batch >= 1, 'at least 1'),
         'steps_per_dispatch': (config.steps_per_dispatch >= 0, 'at least 0'),
@@ -113,10 +113,6 @@ def check(config: ConfigDict) -> None:
         'cpu_devices': (config.cpu_devices >= 0, 'at least 0'),
         'ensemble': (config.ensemble >= 1, 'at least 1'),
         'ema_decay': (0 <= config.ema_decay < 1, 'from 0 to below 1'),
-        'data.sampling': (
-            config.data.sampling != 'balanced' or not rebalanced,
-            'uniform, or config.loss.logit_adjustment and class_weights off: together they favour rare classes twice',
-        ),
         'data.threads': (config.data.threads >= 0, 'at least 0'),
         'monitor.mode': (config.monitor.mode in ('auto', 'min', 'max'), 'auto, min or max'),
         'monitor.patience': (config.monitor.patience >= 0, 'at least 0'),
@@ -127,6 +123,13 @@ def check(config: ConfigDict) -> None:
             for part in key.split('.'):
                 value = value[part]
             raise UsageError(f'config.{key} is {value!r}; it must be {wanted}')
+    reweighted = config.loss.get('logit_adjustment') or config.loss.get('class_weights', 'none') != 'none'
+    if reweighted and config.data.sampling == 'balanced':
+        warnings.warn(
+            'rare classes are favoured twice, by config.data.sampling=balanced and by config.loss.class_weights or '
+            'logit_adjustment: give config.data.sampling=uniform, or leave those out',
+            stacklevel=2,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

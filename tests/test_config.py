@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from common.config import RunRecord, base_config, differences, load_run, number_of_steps, plain, save_run
+from common.config import RunRecord, base_config, check, differences, load_run, number_of_steps, plain, save_run
 from common.errors import UsageError, UserError
+from lesion.configs import ham10000
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,19 @@ def test_durations_become_steps_rounded_up(duration, steps):
 def test_what_is_no_duration_is_refused(duration):
     with pytest.raises(UsageError, match='is no duration; write 500steps, 10epochs, 10000examples or 5%'):
         number_of_steps(duration, steps_per_epoch=25, batch_size=32)
+
+
+@pytest.mark.parametrize('loss', [{'logit_adjustment': 1.0}, {'class_weights': 'effective'}])
+def test_two_ways_of_favouring_rare_classes_at_once_are_warned_of(loss, recwarn):
+    config = ham10000.get_config()
+    config.loss.update(loss)
+    with pytest.warns(UserWarning, match=r'rare classes are favoured twice.*config\.data\.sampling=uniform'):
+        check(config)
+    recwarn.clear()
+    config.data.sampling = 'uniform'
+    check(config)
+    check(ham10000.get_config())
+    assert not recwarn.list
 
 
 def test_a_percentage_of_an_unknown_total_is_refused():

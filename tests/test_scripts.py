@@ -341,8 +341,6 @@ def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
         ('--config.data.sampling=nope', 2, ["config.data.sampling is 'nope'; it may be uniform or balanced"]),
         ('--config.dataset.name=nope', 2, ["config.dataset.name is 'nope'; it may be ham10000, isic2018"]),
         ('--config.loss.class_weights=nope', 2, ["config.loss.class_weights is 'nope'; it may be none, inverse"]),
-        ('--config.loss.class_weights=inverse', 2, ["config.data.sampling is 'balanced'", 'must be uniform']),
-        ('--config.loss.logit_adjustment=1.0', 2, ["config.data.sampling is 'balanced'", 'must be uniform']),
         ('--config.monitor.metric=nope', 2, ["config.monitor.metric is 'nope'; it may be loss, accuracy"]),
         ('--config.monitor.mode=nope', 2, ["config.monitor.mode is 'nope'; it must be auto, min or max"]),
         ('--devices=9', 2, ['--devices=9: there are 4 (cpu)']),
