@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import DataError, UsageError
 from common.findings import Evidence
+from common.training.setup import make_training
 from stocks.configs import demo, prices
 from stocks.data.csv_files import COLUMNS
 from stocks.data.panel import feature_values
@@ -226,3 +227,14 @@ def test_every_variant_is_a_config(variant):
     assert demo.get_config(variant).task == 'stocks'
     with pytest.raises(UsageError, match='no variant'):
         prices.get_config('wrong')
+
+
+@pytest.mark.parametrize('variant', prices.VARIANTS)
+def test_the_recipe_as_shipped_takes_one_ticker_of_five_years(tmp_path, variant):
+    (tmp_path / 'raw').mkdir()
+    write_csv(tmp_path / 'raw' / 'A.csv', random_history('A', rows=1258))
+    config = prices.get_config(variant)
+    TASK.prepare(config, tmp_path / 'raw', tmp_path / 'data', skip_bad=False)
+    training = make_training(config, tmp_path / 'data')
+    assert training.schedule(0) == 0
+    assert training.to_steps(config.schedule.warmup) < training.total_steps / 10

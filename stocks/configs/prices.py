@@ -51,5 +51,5 @@ def get_config(variant: str = 'classic') -> ConfigDict:
     config.steps_per_dispatch = 20
     config.accumulate_steps = config.cpu_devices = 0
     config.optimizer.gradient_clip = 1.0
-    config.schedule.warmup = '100steps'
+    config.schedule.warmup = '5%'
     return config
