@@ -210,6 +210,17 @@ def test_walk_forward_parts_follow_each_other_and_cover_the_test_period():
     assert max(map(len, tested)) - min(map(len, tested)) <= 1
 
 
+def test_walk_forward_ends_where_a_saturday_ends_the_splits():
+    config, data = config_of(), [history.dates for history in histories()]
+    fridays, saturdays = ('2015-10-30', '2016-02-26', '2016-06-17'), ('2015-10-31', '2016-02-27', '2016-06-18')
+    config.dataset.split_dates = fridays
+    expected = walk_forward_dates(data, config.dataset, 2)
+    assert expected[0][:2] == fridays[:2]
+    assert expected[-1][2] == fridays[2]
+    config.dataset.split_dates = saturdays
+    assert walk_forward_dates(data, config.dataset, 2) == expected
+
+
 @pytest.mark.parametrize(
     ('changes', 'error', 'told'),
     [

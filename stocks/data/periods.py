@@ -55,11 +55,11 @@ def walk_forward_dates(dates: Iterable[np.ndarray], config: ConfigDict, folds: i
     """
     dates = list(dates)
     periods, days = split_periods(dates, config), np.unique(np.concatenate(dates))
-    first, last = (np.searchsorted(days, day) for day in periods['test'])
-    length = np.searchsorted(days, periods['validation'][1]) - np.searchsorted(days, periods['validation'][0]) + 1
-    if not 1 <= folds <= last - first + 1:
-        raise UsageError(f'{folds} walk-forward periods do not fit into {last - first + 1} days of test')
-    edges = np.linspace(first, last + 1, folds + 1).astype(int)
+    spans = row_spans(days, periods)
+    test, length = spans['test'], spans['validation'].stop - spans['validation'].start
+    if not 1 <= folds <= test.stop - test.start:
+        raise UsageError(f'{folds} walk-forward periods do not fit into {test.stop - test.start} days of test')
+    edges = np.linspace(test.start, test.stop, folds + 1).astype(int)
     return [
         (str(days[start - length - 1]), str(days[start - 1]), str(days[stop - 1]))
         for start, stop in itertools.pairwise(edges)
@@ -67,7 +67,7 @@ def walk_forward_dates(dates: Iterable[np.ndarray], config: ConfigDict, folds: i
 
 
 def row_spans(dates: np.ndarray, periods: Periods) -> dict[str, slice]:
-    """By split, the rows of one ticker (datetime64[D] [rows], rising) that its period holds."""
+    """By split, the rows (datetime64[D] [rows], rising) that its period holds, whose ends need be no trading days."""
     return {
         name: slice(int(np.searchsorted(dates, first, 'left')), int(np.searchsorted(dates, last, 'right')))
         for name, (first, last) in periods.items()
