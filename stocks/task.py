@@ -145,9 +145,10 @@ class Stocks(Task):
         return dataclasses.replace(report, metrics={**report.metrics, 'share_below_quantile': shares})
 
     def meaning(self) -> Any:
+        """All of `info` but the prices themselves: runs of older and of newer prices may forecast together."""
         dataset = self.config.dataset
         return {
-            **self.info,
+            **{key: value for key, value in self.info.items() if key != 'prices'},
             'dataset.target': dataset.target,
             'dataset.horizon': dataset.horizon,
             'loss.quantiles': self._quantiles,

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
+from common.config import RunRecord
 from common.data.transport import complete
 from common.errors import DataError, UsageError
 from stocks.configs import prices
@@ -59,13 +61,34 @@ def test_prices_after_training_change_no_scaler_and_no_training_batch(target, sc
         dataclasses.replace(h, values=np.where((h.dates > end)[:, None], h.values * 3 + 7, h.values)) for h in before
     ]
     old, new = build(before, config.dataset), build(after, config.dataset)
-    assert json.dumps(old.info) == json.dumps(new.info)
+    assert json.dumps(dict(old.info) | {'prices': ''}) == json.dumps(dict(new.info) | {'prices': ''})
     for name in ('inputs', 'target', 'ticker'):
         np.testing.assert_array_equal(batches(config, old, 'train')[name], batches(config, new, 'train')[name])
     assert old.splits['train'].records.equals(new.splits['train'].records)
     assert not np.array_equal(
         batches(config, old, 'validation')['target'], batches(config, new, 'validation')['target']
     )
+
+
+@pytest.mark.parametrize('part', ['train', 'validation', 'test'])
+def test_a_run_knows_its_prices_of_every_split_and_minds_no_later_ones(part):
+    config, data = (
+        config_of('log_return', 'relative', split_dates=('2015-10-30', '2016-02-26', '2016-05-31')),
+        histories(),
+    )
+    trained = build(data, config.dataset)
+    record = RunRecord(
+        config=config, info=trained.info, columns={}, tables={}, groups=None, data_dir='', environment={}
+    )
+    last = np.datetime64(trained.info['periods'][part][1])
+
+    def changed(here):
+        values = np.where(here(data[0].dates)[:, None], data[0].values * 1.01, data[0].values)
+        return build([dataclasses.replace(data[0], values=values), *data[1:]], config.dataset)
+
+    with pytest.raises(DataError, match=r'not the one that run was trained on: .*prices differ'):
+        record.check_data(changed(lambda dates: dates == last).info, pathlib.Path('run'))
+    record.check_data(changed(lambda dates: dates > np.datetime64('2016-05-31')).info, pathlib.Path('run'))
 
 
 def test_no_row_is_seen_from_both_sides_of_a_border():

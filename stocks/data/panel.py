@@ -1,6 +1,7 @@
 """From price histories to the splits, the scaled tables and the records that training and evaluation need."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -70,6 +71,7 @@ def build(histories: Sequence[History], config: ConfigDict) -> Dataset:
         'scalers': {ticker: dataclasses.asdict(fitted) for ticker, fitted in scalers.items()},
         'periods': {name: [str(day) for day in period] for name, period in periods.items()},
         'left_out': left_out,
+        'prices': _fingerprint(histories, values, spans),
     }
     return Dataset(splits=splits, info=info, tables={'prices': np.concatenate(scaled)})
 
@@ -179,6 +181,17 @@ def _fitted(
             'set config.dataset.tickers, .min_rows or .split_dates so that they do'
         )
     return fit_scalers(config.scaler, enough, names=list(config.features), horizon=config.horizon, window=config.window)
+
+
+def _fingerprint(
+    histories: Sequence[History], values: Sequence[np.ndarray], spans: Sequence[Mapping[str, slice]]
+) -> str:
+    """Of dates and prices to the last day of test, so that a run can tell whether they are still those it knows."""
+    digest = hashlib.sha256()
+    for history, v, span in zip(histories, values, spans, strict=True):
+        stop = span['test'].stop
+        digest.update(history.dates[:stop].tobytes() + v[:stop].tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _check_split(name: str, examples: int, periods: Periods, config: ConfigDict) -> None:
