@@ -11,6 +11,7 @@ from common.errors import DataError, UsageError
 from stocks.configs import demo, prices
 from stocks.data import datasets
 from stocks.data.csv_files import FAULTS, Reader
+from stocks.data.panel import feature_values
 
 YAHOO = """Date,Open,High,Low,Close,Adj Close,Volume
 2012-09-04,119.0,120.5,117.5,118.0,59.0,1000
@@ -30,6 +31,19 @@ B,2020-01-03,2,3,1,2,10
 A,2020-01-02,5,6,4,5,10
 B,2020-01-02,2,2.5,1.5,2.2,11
 A,2020-01-03,5,6,4,5.5,12
+"""
+YFINANCE = """Price,Close,High,Low,Open,Volume
+Ticker,AAPL,AAPL,AAPL,AAPL,AAPL
+Date,,,,,
+2020-01-02,72.7,72.8,71.5,71.7,135480400
+2020-01-03,72.0,72.5,71.8,71.9,146322800
+"""
+YFINANCE_WIDE = """Price,Close,Close,High,High,Low,Low,Open,Open,Volume,Volume
+Ticker,NEW,AAPL,NEW,AAPL,NEW,AAPL,NEW,AAPL,NEW,AAPL
+Date,,,,,,,,,,
+2020-01-02,,72.7,,72.8,,71.5,,71.7,,135480400
+2020-01-03,5,72.0,6,72.8,4,71.8,5,71.9,10,146322800
+2020-01-06,x,72.6,6,72.6,4,70.9,5,71.1,10,118387200
 """
 
 
@@ -66,6 +80,51 @@ def test_one_file_may_hold_many_tickers_in_any_order():
     assert 'unsorted' in faults
 
 
+def test_the_yfinance_layout_takes_its_tickers_from_its_second_line():
+    (history,), faults = read(YFINANCE, 'prices.csv')
+    assert (history.ticker, faults) == ('AAPL', {})
+    np.testing.assert_array_equal(history.values[0, :5], [71.7, 72.8, 71.5, 72.7, 135480400])
+    lines = YFINANCE.splitlines()
+    by_ticker = '\n'.join([lines[1], lines[0], *lines[2:]])  # download(group_by='ticker')
+    np.testing.assert_array_equal(read(by_ticker)[0][0].values, history.values)
+
+
+def test_the_yfinance_layout_of_many_tickers_leaves_out_days_before_a_ticker_began():
+    (new, apple), faults = read(YFINANCE_WIDE)
+    assert (new.ticker, apple.ticker) == ('NEW', 'AAPL')
+    np.testing.assert_array_equal(new.values[:, :5], [[5, 6, 4, 5, 10]])
+    np.testing.assert_array_equal(apple.values[:, 3], [72.7, 72.0, 72.6])
+    assert faults == {'non_numeric': ["X.csv row 6: Close of NEW is 'x'"]}
+
+
+@pytest.mark.parametrize(
+    'header', ['Adj. Close', 'AdjClose', 'Adjusted Close', 'adjusted_close', 'adjclose', 'ADJ CLOSE']
+)
+def test_the_adjusted_close_has_many_spellings(header):
+    (history,), _ = read(YAHOO.replace('Adj Close', header))
+    np.testing.assert_array_equal(history.values[:, 5], [59.0, 58.5, 60.0])
+
+
+def test_the_symbol_is_the_ticker_where_the_name_is_the_companys():
+    text = FIVE_YEARS.replace('Name', 'Symbol,Name').replace('AAL', 'AAL,"American Airlines, Inc."')
+    (history,), faults = read(text)
+    assert (history.ticker, faults) == ('AAL', {})
+
+
+def test_thousands_may_be_separated():
+    text = YAHOO.replace('118.0,119.0,116.0', '"1,118.0","12,119.25","1,116"').replace(',1500', ',"1,234,567"')
+    (history,), _ = read(text)
+    np.testing.assert_array_equal(history.values[1, :3], [1118.0, 12119.25, 1116.0])
+    assert history.values[2, 4] == 1234567
+    assert 'non_numeric' in read(YAHOO.replace('118.0,119.0', '"118,25",119.0'))[1]
+
+
+def test_a_ticker_keeps_its_letters():
+    for pair in (('000001', '000002'), ('1E5', 'NAN'), ('FALSE', 'TRUE')):
+        histories, _ = read(COMBINED.replace('A,2', f'{pair[0]},2').replace('B,2', f'{pair[1]},2'))
+        assert tuple(history.ticker for history in histories) == pair
+
+
 def test_a_ticker_called_na_or_null_is_a_ticker():
     assert [history.ticker for history in read(COMBINED.replace('A,2', 'NA,2').replace('B,2', 'null,2'))[0]] == [
         'NA',
@@ -82,7 +141,7 @@ def test_a_ticker_called_na_or_null_is_a_ticker():
             "row 3: Open is 'null'",
         ),
         (('118.0,119.0', ',119.0'), 'blank', 'row 3: Open is blank'),
-        (('119.0,116.0', '119.0,-116.0'), 'non_positive_price', 'row 3: Low is'),
+        (('119.0,116.0', '119.0,-116.0'), 'non_positive_price', 'row 3: Low is -116.0'),
         (('2012-09-05', '05.09.2012'), 'unreadable_date', "row 3: Date is '05.09.2012'"),
         (('2012-09-05', '2012-09-04'), 'contradictory_date', 'row 3: 2012-09-04 is also row 2'),
         (('2012-09-04', '2012-09-10'), 'unsorted', 'row 3 predates the one above'),
@@ -111,12 +170,37 @@ def test_columns_that_never_change_and_crashes_without_adjusted_close_are_named(
     assert [item.split()[1] for item in faults['constant_column']] == ['High', 'Low', 'Volume']
 
 
-@pytest.mark.parametrize('text', ['404 Not Found: Timestamp data missing.', '', 'a,b\n1,2\n', '\x00\x01,\n"', 'Date,"'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        '404 Not Found: Timestamp data missing.',
+        '',
+        'a,b\n1,2\n',
+        '\x00\x01,\n"',
+        'Date,"',
+        YFINANCE.replace('High', 'Tall'),
+    ],
+)
 def test_what_is_no_price_table_is_named(text):
     histories, faults = read(text)
     assert histories == []
     assert list(faults) == ['not_a_table']
     assert faults['not_a_table'][0].startswith('X.csv: ')
+
+
+@pytest.mark.parametrize('text', [YAHOO.splitlines()[0], YFINANCE[:70]])
+def test_a_file_without_rows_is_named(text):
+    assert read(text) == ([], {'no_rows': ['X.csv']})
+
+
+def test_prices_without_volume_serve_where_volume_is_no_feature():
+    (history,), faults = read('Date,Open,High,Low,Close\n2020-01-02,1,9,1,9\n2020-01-03,2,8,2,8\n')
+    assert faults == {'no_volume': ['X.csv']}
+    config = prices.get_config().dataset
+    with pytest.raises(DataError, match=r'X has no Volume: leave it out of config\.dataset\.features'):
+        feature_values(history, config)
+    config.features = ('Low', 'Close')
+    np.testing.assert_array_equal(feature_values(history, config), [[1, 9], [2, 8]])
 
 
 def test_a_compressed_file_reads_like_the_plain_one():
@@ -170,10 +254,10 @@ def test_a_zip_prepares_like_its_folder(tmp_path):
         np.testing.assert_array_equal(history.values, raw.values)
 
 
-def test_a_ticker_in_two_files_is_refused(tmp_path):
-    for folder in ('a', 'b'):
+def test_a_ticker_in_two_files_is_refused_where_they_differ(tmp_path):
+    for folder, close in (('a', '118.0'), ('b', '118.5')):
         (tmp_path / 'raw' / folder).mkdir(parents=True)
-        (tmp_path / 'raw' / folder / 'X.csv').write_text(YAHOO)
+        (tmp_path / 'raw' / folder / 'X.csv').write_text(YAHOO.replace('117.5,118.0', f'117.5,{close}'))
     with pytest.raises(DataError, match=r'b/X\.csv: X'):
         datasets.prepare(prices.get_config().dataset, tmp_path / 'raw', tmp_path / 'data', skip_bad=False)
 

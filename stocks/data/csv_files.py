@@ -1,28 +1,21 @@
-"""Reads daily prices from the CSV layouts in which they are published, and names what is wrong in them."""
+"""Reads daily prices from CSV files and names what is wrong in them."""
 
 import collections
 import dataclasses
-import io
 import pathlib
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from common.data.audit import Audit
+from common.errors import DataError
+from stocks.data.tables import NUMBERS, price_tables
 
-PRICES = ('Open', 'High', 'Low', 'Close')
-COLUMNS = (*PRICES, 'Volume', 'Adj Close')  # of History.values; files without Adj Close repeat Close there
-
-HEADERS = {name.lower(): name for name in ('Date', *COLUMNS)} | {
-    'adj_close': 'Adj Close',
-    'ticker': 'Ticker',
-    'symbol': 'Ticker',
-    'name': 'Ticker',
-}
+COLUMNS = NUMBERS  # of History.values; files without Adj Close repeat Close there
 ENDINGS = ('.csv', '.txt', '.csv.gz')
 LONG_GAP = np.timedelta64(7, 'D')
 SPLIT = np.log(1.15)  # between a day's move of Close and of Adj Close; ordinary dividends stay far below
+THOUSANDS = r'(?<=\d),(?=\d{3}(?:\D|$))'  # not the comma of 118,25, which stays text
 LARGE_MOVE = np.log(1.4)  # without Adj Close: the smallest usual split, 3 for 2, moves the price by more
 
 FAULTS = {  # kind: (meaning, whether prepare stops on it)
@@ -32,6 +25,8 @@ FAULTS = {  # kind: (meaning, whether prepare stops on it)
     'non_positive_price': ('rows with a price of zero or less', True),
     'contradictory_date': ('rows that contradict an earlier row of the same date', True),
     'repeated_ticker': ('files that bring a ticker once more', True),
+    'no_rows': ('files without a usable row (left out)', False),
+    'no_volume': ('files without Volume (to train on them, leave it out of config.dataset.features)', False),
     'blank': ('rows with blanks (left out)', False),
     'repeated_row': ('rows that are there twice (left out once)', False),
     'unsorted': ('histories not in the order of their dates (sorted)', False),
@@ -52,7 +47,8 @@ class History:
     Attributes:
       ticker: its name.
       dates: datetime64[D] [rows], strictly increasing.
-      values: float64 [rows, 6], finite, in the order of COLUMNS; prices are positive.
+      values: float64 [rows, 6] in the order of COLUMNS, finite, but for a Volume that the file lacks, which is NaN;
+        prices are positive.
     """
 
     ticker: str
@@ -79,23 +75,13 @@ class Reader:
 
     def read(self, name: str, content: bytes) -> list[History]:
         """The histories in one file, by its name and bytes; also added to `histories`."""
-        frame = self._table(name, content)
-        if frame is None:
+        try:
+            layout, tables = price_tables(name, content)
+        except DataError as error:
+            self.faults['not_a_table'].append(f'{name}: {error}')
             return []
-        tickers = frame['Ticker'] if 'Ticker' in frame else pd.Series(_ticker(name), index=frame.index)
-        self.formats[_layout(frame)] += 1
-        frame = self._usable_rows(name, frame)
-        found = []
-        for ticker, rows in frame.groupby(tickers[frame.index].astype(str), sort=True):
-            where = f'{name} ({ticker})' if 'Ticker' in frame else name
-            if ticker in self.histories:
-                self.faults['repeated_ticker'].append(f'{name}: {ticker}')
-                continue
-            history = self._history(str(ticker), where, rows)
-            self.histories[history.ticker] = history
-            self._examine(where, history, adjusted='Adj Close' in frame)
-            found.append(history)
-        return found
+        self.formats[layout] += 1
+        return [history for table in tables for history in self._histories(name, table)]
 
     def add_to(self, audit: Audit) -> Audit:
         """Adds the findings so far."""
@@ -113,52 +99,46 @@ class Reader:
             audit.add(kind, meaning, self.faults[kind], fatal=fatal)
         return audit
 
-    def _table(self, name: str, content: bytes) -> pd.DataFrame | None:
-        """The file with canonical column names and row numbers; None where it is no price table."""
-        compression = 'gzip' if name.endswith('.gz') else None
-        try:
-            frame = pd.read_csv(
-                io.BytesIO(content),
-                compression=compression,
-                na_values=[''],
-                keep_default_na=False,  # 'null' is text and to be named; NA is a ticker
-                skip_blank_lines=False,  # so that row numbers are the file's
-                low_memory=False,
-            )
-        except (ValueError, OSError, EOFError) as error:  # pandas' own errors are ValueErrors
-            self.faults['not_a_table'].append(f'{name}: {str(error).strip()}')
-            return None
-        first_line = ','.join(map(str, frame.columns))
-        frame.columns = pd.Index([str(header).strip().lower() for header in frame.columns])
-        frame = frame.rename(columns=HEADERS)
-        missing = {'Date', *PRICES, 'Volume'} - set(frame.columns)
-        if missing or frame.columns.duplicated().any():
-            lack = f'has no {", ".join(sorted(missing))}' if missing else 'names a column twice'
-            self.faults['not_a_table'].append(f'{name}: its first line, {first_line[:60]!r}, {lack}')
-            return None
-        frame.index = pd.RangeIndex(2, len(frame) + 2)
-        return frame.dropna(how='all')
+    def _histories(self, name: str, frame: pd.DataFrame) -> list[History]:
+        """Those in one table that are not known yet."""
+        frame = self._usable_rows(name, frame)
+        if frame.empty:
+            self.faults['no_rows'].append(name)
+        elif 'Volume' not in frame:
+            self.faults['no_volume'].append(name)
+        tickers = frame['Ticker'] if 'Ticker' in frame else pd.Series(_ticker(name), index=frame.index)
+        found = []
+        for ticker, rows in frame.groupby(tickers, sort=True):
+            where = f'{name} ({ticker})' if 'Ticker' in frame else name
+            history = self._history(str(ticker), where, rows)
+            known = self.histories.setdefault(history.ticker, history)
+            if known is history:
+                self._examine(where, history, adjusted='Adj Close' in frame)
+                found.append(history)
+            else:
+                self.faults['repeated_ticker'].append(f'{name}: {ticker}')
+        return found
 
     def _usable_rows(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows without fault, their dates and numbers parsed."""
         numbers = [column for column in COLUMNS if column in frame]
-        values = frame[numbers].apply(pd.to_numeric, errors='coerce').astype(float)
-        dates = pd.to_datetime(frame['Date'].astype(str).str[:10], format='ISO8601', errors='coerce')
-        prices = values.drop(columns='Volume')
-        needed = ['Date', *numbers, *(frame.columns.intersection(['Ticker']))]
+        values = pd.DataFrame({column: _parsed(frame[column]) for column in numbers})
+        dates = pd.to_datetime(frame['Date'].str[:10], format='ISO8601', errors='coerce')
         cells = {  # a row is named under the first of its faults
-            'blank': frame[needed].isna(),
+            'blank': frame[[*frame.columns.intersection(['Ticker']), 'Date', *numbers]].isna(),
             'unreadable_date': dates.isna().to_frame('Date'),
             'non_numeric': ~np.isfinite(values),
-            'non_positive_price': prices <= 0,
+            'non_positive_price': values.drop(columns='Volume', errors='ignore') <= 0,
         }
         usable = pd.Series(True, index=frame.index)
         for kind, bad in cells.items():
             bad = bad[usable & bad.any(axis=1)]
             columns = bad.columns[bad.to_numpy().argmax(axis=1)] if len(bad) else []
             for row, column in zip(bad.index, columns, strict=True):
-                what = 'blank' if kind == 'blank' else repr(frame.at[row, column])
-                self.faults[kind].append(f'{name} row {row}: {column} is {what}')
+                cell = frame.at[row, column]
+                what = 'blank' if kind == 'blank' else repr(cell) if isinstance(cell, str) else str(cell)
+                whose = f' of {frame.at[row, "Ticker"]}' if 'Ticker' in frame and column != 'Ticker' else ''
+                self.faults[kind].append(f'{name} row {row}: {column}{whose} is {what}')
             usable[bad.index] = False
         return frame.assign(Date=dates, **values)[usable]
 
@@ -166,7 +146,7 @@ class Reader:
         """Sorts one ticker's rows by date and keeps the first of each."""
         dates, index = rows['Date'].to_numpy(dtype='datetime64[D]'), rows.index.to_numpy()
         closes = rows['Adj Close' if 'Adj Close' in rows else 'Close']
-        values = rows.assign(**{'Adj Close': closes})[list(COLUMNS)].to_numpy(dtype=float)
+        values = rows.assign(**{'Adj Close': closes}).reindex(columns=list(COLUMNS)).to_numpy(dtype=float)
         backwards = np.flatnonzero(np.diff(dates) < np.timedelta64(0, 'D'))
         if len(backwards):
             self.faults['unsorted'].append(f'{where} row {index[backwards[0] + 1]} predates the one above')
@@ -174,7 +154,7 @@ class Reader:
         dates, values, index = dates[order], values[order], index[order]
         unique, first, which = np.unique(dates, return_index=True, return_inverse=True)
         for row in np.setdiff1d(np.arange(len(dates)), first):
-            same = np.array_equal(values[row], values[first[which[row]]])
+            same = np.array_equal(values[row], values[first[which[row]]], equal_nan=True)
             kind = 'repeated_row' if same else 'contradictory_date'
             self.faults[kind].append(f'{where} row {index[row]}: {dates[row]} is also row {index[first[which[row]]]}')
         return History(ticker=ticker, dates=unique, values=values[first])
@@ -209,12 +189,8 @@ def _ticker(name: str) -> str:
     return stem.upper()
 
 
-def _layout(frame: pd.DataFrame) -> str:
-    """The name of a recognised layout, for the audit."""
-    present: Mapping[str, bool] = {
-        'one file with a ticker column': 'Ticker' in frame and frame['Ticker'].nunique() > 1,
-        'Kaggle five-year': 'Ticker' in frame,
-        'Kaggle huge': 'openint' in frame,
-        'Yahoo': 'Adj Close' in frame,
-    }
-    return next((layout for layout, here in present.items() if here), 'plain')
+def _parsed(column: pd.Series) -> pd.Series:
+    """As float64, NaN for what is no number; 1,000.5 is one."""
+    if not pd.api.types.is_numeric_dtype(column):
+        column = column.str.replace(THOUSANDS, '', regex=True)
+    return pd.to_numeric(column, errors='coerce').astype(float)

@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from common.data.dataset import Dataset, Split
 from common.errors import DataError, UsageError
-from stocks.data.csv_files import COLUMNS, PRICES, History
+from stocks.data.csv_files import COLUMNS, History
 from stocks.data.periods import Periods, row_spans, split_periods, window_ends
 from stocks.data.scaling import KINDS, TARGETS, Scaler, fit_scalers, scaler_of, target_scaler
+from stocks.data.tables import PRICES
 from stocks.evaluation.baselines import baseline_prices
 
 FEATURES = (*PRICES, 'Volume')
@@ -82,8 +83,16 @@ def feature_values(history: History, config: ConfigDict) -> np.ndarray:
     Adjusting scales the prices of a day by Adj Close / Close, so that a split is no crash and a dividend no
     loss, and divides the volume by the same, so that the value traded stays. All later prices, errors and
     forecasts are then in adjusted units.
+
+    Raises:
+      DataError: where Volume is a feature and the history has none.
     """
     columns = dict(zip(COLUMNS, history.values.T, strict=True))
+    if 'Volume' in config.features and np.isnan(columns['Volume']).any():
+        raise DataError(
+            f'{history.ticker} has no Volume: leave it out of config.dataset.features, or the ticker out of '
+            'config.dataset.tickers'
+        )
     ratio = columns['Adj Close'] / columns['Close'] if config.adjust else np.ones(len(history))
     adjusted = {name: columns[name] * ratio for name in PRICES} | {'Volume': columns['Volume'] / ratio}
     return np.stack([adjusted[name] for name in config.features], axis=1)

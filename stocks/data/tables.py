@@ -1,0 +1,83 @@
+"""Tables of daily prices in the CSV layouts in which they are published, under one set of column names."""
+
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.errors import DataError
+
+PRICES = ('Open', 'High', 'Low', 'Close')
+NUMBERS = (*PRICES, 'Volume', 'Adj Close')
+HEADERS = {name.lower().replace(' ', ''): name for name in ('Date', *NUMBERS)}
+TICKERS = ('ticker', 'symbol', 'name')  # the first of them that is there; the others are the company's name or such
+
+
+def price_tables(name: str, content: bytes) -> tuple[str, list[pd.DataFrame]]:
+    """The name of a file's layout, and its tables: one, or of yfinance's layout with columns for each ticker, several.
+
+    A table's index is the file's row numbers. Its columns are Date and PRICES, and where the file has them Volume, Adj
+    Close and Ticker; Date and Ticker are text, what else is not a number has stayed text too.
+
+    Raises:
+      DataError: where the file is no table of daily prices; the message says why, but not the file's name.
+    """
+    try:
+        content = gzip.decompress(content) if name.lower().endswith('.gz') else content
+        head = _read(content, header=None, nrows=3, dtype=str).fillna('').to_numpy().tolist()
+        lines = {line[0]: line for line in head}
+        wide = lines.keys() == {'Price', 'Ticker', 'Date'}
+        names = _canonical(['Date', *lines['Price'][1:]] if wide else head[0])
+        texts = {place: str for place, column in enumerate(names) if column in ('Date', 'Ticker')}
+        header = len(head) - 1 if wide else 0
+        frame = _read(content, header=header, names=range(len(names)), dtype=texts, low_memory=False)
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # pandas' own errors are ValueErrors
+        raise DataError(str(error).strip()) from error
+    frame = frame.set_axis(names, axis=1).set_axis(pd.RangeIndex(header + 2, header + 2 + len(frame)))
+    if wide:
+        tickers = np.array(lines['Ticker'])
+        places = {ticker: [0, *np.flatnonzero(tickers == ticker)] for ticker in dict.fromkeys(lines['Ticker'][1:])}
+        # A day without a trade of this ticker is there for another one.
+        tables = [frame.iloc[:, at].dropna(thresh=2).assign(Ticker=ticker) for ticker, at in places.items()]
+    else:
+        tables = [frame.dropna(how='all')]
+    tables = [table.loc[:, table.columns.isin(('Date', 'Ticker', *NUMBERS))] for table in tables]
+    for table in tables:
+        missing = {'Date', *PRICES} - set(table.columns)
+        if missing or table.columns.duplicated().any():
+            lack = f'has no {", ".join(sorted(missing))}' if missing else 'names a column twice'
+            raise DataError(f'its first line, {",".join(head[0])[:60]!r}, {lack}')
+    return 'yfinance' if wide else _layout(names, tables[0]), tables
+
+
+def _read(content: bytes, **options: Any) -> pd.DataFrame:
+    return pd.read_csv(
+        io.BytesIO(content),
+        na_values=[''],
+        keep_default_na=False,  # 'null' is text and to be named; NA is a ticker
+        skip_blank_lines=False,  # so that row numbers are the file's
+        **options,
+    )
+
+
+def _canonical(headers: Sequence[str]) -> list[str]:
+    """Adj Close of 'Adj. Close', 'adjusted_close' and 'AdjClose'; Ticker of the first of TICKERS."""
+    plain = [re.sub(r'[\W_]', '', header.lower()).replace('adjusted', 'adj') for header in headers]
+    ticker = next((name for name in TICKERS if name in plain), None)
+    return ['Ticker' if name == ticker else HEADERS.get(name, name) for name in plain]
+
+
+def _layout(names: Sequence[str], table: pd.DataFrame) -> str:
+    """The name of a recognised layout, for the audit."""
+    present: Mapping[str, bool] = {
+        'one file with a ticker column': 'Ticker' in table and table['Ticker'].nunique() > 1,
+        'Kaggle five-year': 'Ticker' in table,
+        'Kaggle huge': 'openint' in names,
+        'Yahoo': 'Adj Close' in table,
+    }
+    return next((layout for layout, here in present.items() if here), 'plain')
