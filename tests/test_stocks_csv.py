@@ -262,6 +262,20 @@ def test_a_ticker_in_two_files_is_refused_where_they_differ(tmp_path):
         datasets.prepare(prices.get_config().dataset, tmp_path / 'raw', tmp_path / 'data', skip_bad=False)
 
 
+def test_the_five_year_set_as_it_ships_holds_every_ticker_twice(tmp_path):
+    folder = tmp_path / 'raw' / 'individual_stocks_5yr'
+    folder.mkdir(parents=True)
+    other = FIVE_YEARS.replace('AAL', 'ZTS')
+    (tmp_path / 'raw' / 'all_stocks_5yr.csv').write_text(FIVE_YEARS + other.partition('\n')[2])
+    (folder / 'AAL_data.csv').write_text(FIVE_YEARS)
+    (folder / 'ZTS_data.csv').write_text(other)
+    config = prices.get_config().dataset
+    audit = datasets.prepare(config, tmp_path / 'raw', tmp_path / 'data', skip_bad=False)
+    assert len(audit['repeated_history'].items) == 2
+    histories = datasets.read_histories(config, tmp_path / 'data')
+    assert {history.ticker: len(history) for history in histories} == {'AAL': 2, 'ZTS': 2}
+
+
 def test_preparing_twice_reads_once(tmp_path, monkeypatch):
     (tmp_path / 'raw').mkdir()
     (tmp_path / 'raw' / 'X.csv').write_text(YAHOO)

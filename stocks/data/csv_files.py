@@ -24,7 +24,8 @@ FAULTS = {  # kind: (meaning, whether prepare stops on it)
     'non_numeric': ('rows with text where a number belongs', True),
     'non_positive_price': ('rows with a price of zero or less', True),
     'contradictory_date': ('rows that contradict an earlier row of the same date', True),
-    'repeated_ticker': ('files that bring a ticker once more', True),
+    'repeated_ticker': ('files that bring a ticker once more, with other rows', True),
+    'repeated_history': ('files that bring a ticker once more, with the very same rows (used once)', False),
     'no_rows': ('files without a usable row (left out)', False),
     'no_volume': ('files without Volume (to train on them, leave it out of config.dataset.features)', False),
     'blank': ('rows with blanks (left out)', False),
@@ -116,7 +117,8 @@ class Reader:
                 self._examine(where, history, adjusted='Adj Close' in frame)
                 found.append(history)
             else:
-                self.faults['repeated_ticker'].append(f'{name}: {ticker}')
+                kind = 'repeated_history' if _same(known, history) else 'repeated_ticker'
+                self.faults[kind].append(f'{name}: {ticker}')
         return found
 
     def _usable_rows(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
@@ -194,3 +196,7 @@ def _parsed(column: pd.Series) -> pd.Series:
     if not pd.api.types.is_numeric_dtype(column):
         column = column.str.replace(THOUSANDS, '', regex=True)
     return pd.to_numeric(column, errors='coerce').astype(float)
+
+
+def _same(a: History, b: History) -> bool:
+    return np.array_equal(a.dates, b.dates) and np.array_equal(a.values, b.values, equal_nan=True)
