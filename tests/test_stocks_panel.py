@@ -25,6 +25,7 @@ def random_history(ticker, rows=400, start='2015-01-01', seed=0):
     random = np.random.default_rng([seed, *ticker.encode()])
     close = 50 * np.exp(np.cumsum(random.normal(0, 0.02, rows)))
     around = close[:, None] * np.exp(random.normal(0, 0.01, (rows, 3)))
+    around[:, 1:] = np.sort(around[:, 1:])[:, ::-1]  # High, Low
     volume = random.integers(0, 10000, rows)
     adjusted = close * np.linspace(0.5, 1, rows)
     dates = np.busday_offset(start, np.arange(rows), roll='forward').astype('M8[D]')

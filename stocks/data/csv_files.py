@@ -23,6 +23,8 @@ FAULTS = {  # kind: (meaning, whether prepare stops on it)
     'unreadable_date': ('rows whose date is not written YYYY-MM-DD', True),
     'non_numeric': ('rows with text where a number belongs', True),
     'non_positive_price': ('rows with a price of zero or less', True),
+    'negative_volume': ('rows with a volume below zero', True),
+    'high_below_low': ('rows whose High is below their Low', True),
     'contradictory_date': ('rows that contradict an earlier row of the same date', True),
     'repeated_ticker': ('files that bring a ticker once more, with other rows', True),
     'repeated_history': ('files that bring a ticker once more, with the very same rows (used once)', False),
@@ -131,6 +133,8 @@ class Reader:
             'unreadable_date': dates.isna().to_frame('Date'),
             'non_numeric': ~np.isfinite(values),
             'non_positive_price': values.drop(columns='Volume', errors='ignore') <= 0,
+            'negative_volume': values.filter(['Volume']) < 0,
+            'high_below_low': (values['High'] < values['Low']).to_frame('High'),
         }
         usable = pd.Series(True, index=frame.index)
         for kind, bad in cells.items():
