@@ -143,6 +143,7 @@ def test_a_ticker_called_na_or_null_is_a_ticker():
         (('118.0,119.0', ',119.0'), 'blank', 'row 3: Open is blank'),
         (('119.0,116.0', '119.0,-116.0'), 'non_positive_price', 'row 3: Low is -116.0'),
         (('2012-09-05', '05.09.2012'), 'unreadable_date', "row 3: Date is '05.09.2012'"),
+        (('2012-09-05', '2012-09'), 'unreadable_date', "row 3: Date is '2012-09'"),
         (('58.5,2000', '58.5,-2000'), 'negative_volume', 'row 3: Volume is -2000'),
         (('119.0,116.0', '115.0,116.0'), 'high_below_low', 'row 3: High is 115.0'),
         (('2012-09-05', '2012-09-04'), 'contradictory_date', 'row 3: 2012-09-04 is also row 2'),

@@ -127,7 +127,9 @@ class Reader:
         """The rows without fault, their dates and numbers parsed."""
         numbers = [column for column in COLUMNS if column in frame]
         values = pd.DataFrame({column: _parsed(frame[column]) for column in numbers})
-        dates = pd.to_datetime(frame['Date'].str[:10], format='ISO8601', errors='coerce')
+        days = frame['Date'].str[:10]
+        days = days.where(days.str.len() >= len('20200102'))  # a year or a month would be taken for its first day
+        dates = pd.to_datetime(days, format='ISO8601', errors='coerce')
         cells = {  # a row is named under the first of its faults
             'blank': frame[[*frame.columns.intersection(['Ticker']), 'Date', *numbers]].isna(),
             'unreadable_date': dates.isna().to_frame('Date'),
