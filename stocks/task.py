@@ -22,7 +22,7 @@ from common.findings import Evidence, Report
 from common.task import Task
 from common.types import Array, Batch, Keys, Predictions, Tree
 from stocks.data import datasets
-from stocks.data.csv_files import History, Reader
+from stocks.data.csv_files import History, Reader, price_files
 from stocks.data.panel import feature_values, records_of
 from stocks.data.periods import walk_forward_dates
 from stocks.data.scaling import Scaler, TargetScaler, scaler_of, target_scaler
@@ -145,40 +145,52 @@ class Stocks(Task):
         return dataclasses.replace(report, metrics={**report.metrics, 'share_below_quantile': shares})
 
     def meaning(self) -> Any:
-        """All of `info` but the prices themselves: runs of older and of newer prices may forecast together."""
+        """All of `info` but the prices themselves, so that runs of older and of newer prices may forecast together.
+
+        The window is there because a history may be too short for one run only, and no evaluation takes both.
+        """
         dataset = self.config.dataset
         return {
             **{key: value for key, value in self.info.items() if key != 'prices'},
             'dataset.target': dataset.target,
             'dataset.horizon': dataset.horizon,
+            'dataset.window': dataset.window,
             'loss.quantiles': self._quantiles,
         }
 
     def read_inputs(self, paths: Sequence[pathlib.Path]) -> Split:
-        """The last window of every ticker in the files.
+        """The last window of every ticker in files, folders and zips; prints which tickers have none, and why.
 
         Raises:
-          DataError: for a file with faults, a history shorter than the window, or a ticker without scaler or model.
+          DataError: for a file with faults, or where no ticker can be forecast: those whose history is shorter than the
+            window, that have no scaler or model, or lack a feature, cannot.
         """
         reader = Reader()
-        histories = []
-        for path in paths:
-            try:
-                histories += reader.read(str(path), path.read_bytes())
-            except OSError as error:
-                raise DataError(f'{path} cannot be read: {error.strerror}') from error
+        files = [file for path in paths for file in price_files(path)]
+        histories = [history for name, content in files for history in reader.read(name, content)]
         findings = reader.add_to(Audit('inputs')).findings
         faults = [fault for finding in findings if finding.fatal for fault in finding.items]
         if faults:
             raise DataError('cannot forecast from files with faults; mend them:\n  ' + '\n  '.join(faults))
-        windows, records = zip(*(self._last_window(history) for history in histories), strict=True)
-        codes = [self._tickers.index(h.ticker) if h.ticker in self._tickers else -1 for h in histories]
+        found, skipped = [], [f'{name} has no usable row' for name in reader.faults['no_rows']]
+        for history in histories:
+            try:
+                found.append((history.ticker, *self._last_window(history)))
+            except DataError as error:
+                skipped.append(str(error))
+        if not found:
+            raise DataError('there is nothing to forecast from:\n  ' + '\n  '.join(skipped))
+        if skipped:
+            print(f'not forecast, {len(skipped)}:\n  ' + '\n  '.join(skipped))
+        tickers, windows, records = zip(*found, strict=True)
+        codes = [self._tickers.index(ticker) if ticker in self._tickers else -1 for ticker in tickers]
         columns = {'ticker': np.array(codes, np.int32), 'window': np.stack(windows)}
         return Split(name='inputs', columns=columns, records=pd.concat(records, ignore_index=True))
 
     def write_predictions(self, predictions: Predictions, split: Split, path: pathlib.Path) -> None:
         """`ticker,date,last_close,predicted`: the close `horizon` trading days after `date`, the file's last."""
         table = split.records[['ticker', 'date', 'last_close']].assign(predicted=self.prices(predictions, split))
+        path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, index=False, float_format='%.6f')
 
     def _last_window(self, history: History) -> tuple[np.ndarray, pd.DataFrame]:

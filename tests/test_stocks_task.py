@@ -1,6 +1,7 @@
 """The stocks task from files to report: losses, members, new files, and what the report writes."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -211,6 +212,36 @@ def test_files_that_cannot_be_forecast_from_are_named(prepared, tmp_path):
         task.read_inputs([tmp_path / 'T02.csv'])
     with pytest.raises(DataError, match=r'T04\.csv cannot be read'):
         task.read_inputs([tmp_path / 'T04.csv'])
+    (tmp_path / 'T05.csv').write_text('Date,Open,High,Low,Close,Volume\n')
+    with pytest.raises(DataError, match=r'nothing to forecast from:\n.*T05\.csv has no usable row'):
+        task.read_inputs([tmp_path / 'T05.csv'])
+
+
+@pytest.mark.parametrize('form', ['folder', 'zip', 'files'])
+def test_tickers_that_cannot_be_forecast_hold_up_no_others(prepared, tmp_path, capsys, form):
+    folder = tmp_path / 'inputs'
+    folder.mkdir()
+    for ticker, rows in (('T01', 15), ('T02', 100), ('NEW', 100), ('T04', 100)):
+        write_csv(folder / f'{ticker}.csv', random_history(ticker, rows=rows))
+    (folder / 'T05.csv').write_text('Date,Open,High,Low,Close,Volume\n')
+    (folder / 'notes.md').write_text('not prices')
+    shutil.make_archive(str(folder), 'zip', folder)
+    paths = {'folder': [folder], 'zip': [tmp_path / 'inputs.zip'], 'files': sorted(folder.glob('*.csv'))}
+    task, _ = task_and_data(prepared)
+    split = task.read_inputs(paths[form])
+    assert split.records['ticker'].tolist() == ['T02', 'T04']
+    assert split.columns['ticker'].tolist() == [2, 4]
+    said = capsys.readouterr().out
+    assert 'not forecast, 3:' in said
+    for reason in ('T05.csv has no usable row', 'NEW was not in training', 'T01 has 15 rows; the window'):
+        assert reason in said
+    task.write_predictions({'forecast': np.zeros((2, 1), np.float32)}, split, tmp_path / 'new' / 'folder' / 'p.csv')
+    assert len(pd.read_csv(tmp_path / 'new' / 'folder' / 'p.csv')) == 2
+
+
+def test_runs_of_other_windows_are_not_averaged(prepared):
+    (here, _), (there, _) = task_and_data(prepared), task_and_data(prepared, window=25)
+    assert here.meaning() != there.meaning()
 
 
 def test_walk_forward_gives_one_config_a_fold(prepared):

@@ -3,11 +3,13 @@
 import collections
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
 from common.data.audit import Audit
+from common.data.raw import RawFiles, open_raw
 from common.errors import DataError
 from stocks.data.tables import NUMBERS, price_tables
 
@@ -184,9 +186,29 @@ class Reader:
             self.faults['split' if adjusted else 'possible_split'].append(move)
 
 
-def is_price_file(name: str) -> bool:
-    """Whether a file of a folder or zip is to be read, by its name."""
-    return name.lower().endswith(ENDINGS) and not pathlib.PurePath(name).name.startswith('.')
+def price_names(raw: RawFiles) -> list[str]:
+    """The files that are to be read, by their endings; raises DataError where there is none."""
+    names = [name for name in raw.names if name.lower().endswith(ENDINGS)]
+    if not names:
+        raise DataError(f'{raw.path} holds no .csv or .txt file; bring one with daily prices for each ticker')
+    return names
+
+
+def price_files(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of a price file, or of every price file in a folder or zip.
+
+    Raises:
+      DataError: where a folder or zip holds no price file, or a file cannot be read.
+    """
+    if path.is_dir() or path.suffix.lower() == '.zip':
+        with open_raw(path) as raw:
+            for name in price_names(raw):
+                yield f'{path}/{name}', raw.read(name)
+        return
+    try:
+        yield str(path), path.read_bytes()
+    except OSError as error:
+        raise DataError(f'{path} cannot be read: {error.strerror}') from error
 
 
 def _ticker(name: str) -> str:

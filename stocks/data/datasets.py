@@ -17,7 +17,7 @@ from common.data.dataset import Dataset
 from common.data.images import exclusive
 from common.data.raw import RawFiles, open_raw
 from common.errors import DataError, UsageError
-from stocks.data.csv_files import COLUMNS, History, Reader, is_price_file
+from stocks.data.csv_files import COLUMNS, History, Reader, price_names
 from stocks.data.panel import build, check
 
 VERSION = '1.0.0'
@@ -136,10 +136,7 @@ def _open(config: ConfigDict, raw_dir: pathlib.Path | None) -> Iterator[tuple[Ra
             f'--raw_dir is needed: a folder or a zip of daily prices, one CSV a ticker, for {config.name!r}'
         )
     with open_raw(raw_dir or _demo_folder()) as raw:
-        names = [DEMO_FILE] if raw_dir is None else [name for name in raw.names if is_price_file(name)]
-        if not names:
-            raise DataError(f'{raw.path} holds no .csv or .txt file; bring one with daily prices for each ticker')
-        yield raw, names
+        yield raw, [DEMO_FILE] if raw_dir is None else price_names(raw)
 
 
 def _demo_folder() -> pathlib.Path:
