@@ -220,6 +220,11 @@ def test_splits_follow_the_dates_asked_for():
     assert open_end.splits['test'].records['target_date'].max() == histories()[0].dates[-1]
 
 
+@pytest.mark.parametrize('tickers', [('A', 'C'), ('C', 'A', 'C'), ('A,C',), ('C, A',)])
+def test_tickers_may_be_written_as_a_tuple_or_with_commas(tickers):
+    assert build(histories(), config_of(tickers=tickers).dataset).info['tickers'] == ['A', 'C']
+
+
 def test_walk_forward_parts_follow_each_other_and_cover_the_test_period():
     config, data = config_of(), [history.dates for history in histories()]
     whole = split_periods(data, config.dataset)['test']
@@ -254,6 +259,8 @@ def test_walk_forward_ends_where_a_saturday_ends_the_splits():
         ({'split_dates': ('2016-01-01', '2031-01-01')}, UsageError, 'is the future'),
         ({'split_dates': ('2016-03-01', '2016-01-01')}, UsageError, 'must rise'),
         ({'split_dates': ('tomorrow', '2016-01-01')}, UsageError, "'tomorrow' is no date"),
+        ({'split_dates': ('2015', '2016')}, UsageError, "'2015' is no date; write YYYY-MM-DD"),
+        ({'split_dates': (2015, 2016)}, UsageError, '2015 is no date; write YYYY-MM-DD'),
         ({'split_dates': ('2016-01-01',)}, UsageError, 'has 1 dates'),
         ({'split_fractions': (0.9, 0.2, 0.1)}, UsageError, 'sum to 1'),
         ({'tickers': ('A', 'Z')}, UsageError, r'names Z; there are A, B, C'),

@@ -153,10 +153,12 @@ def check(config: ConfigDict) -> None:
 def _chosen(histories: Sequence[History], config: ConfigDict) -> tuple[list[History], dict[str, int]]:
     """The tickers asked for that are long enough, sorted, and the rows of those left out as too short."""
     present = {history.ticker: history for history in histories}
-    missing = [ticker for ticker in config.tickers if ticker not in present]
+    # A flag's AAPL,MSFT is one name.
+    named = {ticker.strip() for names in config.tickers for ticker in str(names).split(',')} - {''}
+    missing = sorted(named - present.keys())
     if missing:
         raise UsageError(f'config.dataset.tickers names {", ".join(missing)}; there are {", ".join(sorted(present))}')
-    asked = [present[ticker] for ticker in sorted(config.tickers or present)]
+    asked = [present[ticker] for ticker in sorted(named or present)]
     chosen = [history for history in asked if len(history) >= config.min_rows]
     if not chosen:
         raise UsageError(f'no ticker has the {config.min_rows} rows that config.dataset.min_rows asks for')

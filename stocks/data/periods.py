@@ -1,5 +1,6 @@
 """Which days are for training, validation and test; never shuffled, and the same for all tickers."""
 
+import datetime
 import itertools
 import math
 from collections.abc import Iterable, Mapping
@@ -83,7 +84,7 @@ def _parsed(texts: Iterable[str], first: np.datetime64, last: np.datetime64) -> 
     key, ends = 'config.dataset.split_dates', []
     for text in texts:
         try:
-            ends.append(np.datetime64(text, 'D'))
+            ends.append(np.datetime64(datetime.date.fromisoformat(str(text))))
         except ValueError as error:
             raise UsageError(f'{key}: {text!r} is no date; write YYYY-MM-DD') from error
     if len(ends) not in (2, 3):
