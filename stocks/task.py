@@ -23,7 +23,7 @@ from common.task import Task
 from common.types import Array, Batch, Keys, Predictions, Tree
 from stocks.data import datasets
 from stocks.data.csv_files import History, Reader, price_files
-from stocks.data.panel import feature_values, records_of
+from stocks.data.panel import chosen, feature_values, records_of
 from stocks.data.periods import walk_forward_dates
 from stocks.data.scaling import Scaler, TargetScaler, scaler_of, target_scaler
 from stocks.evaluation import intervals
@@ -63,7 +63,7 @@ class Stocks(Task):
     @classmethod
     def walk_forward(cls, config: ConfigDict, data_dir: pathlib.Path, folds: int) -> list[ConfigDict]:
         """One config for each of `folds` consecutive parts of the test period, to train and judge one by one."""
-        histories = datasets.read_histories(config.dataset, data_dir)
+        histories, _ = chosen(datasets.read_histories(config.dataset, data_dir), config.dataset)
         configs = []
         for dates in walk_forward_dates([history.dates for history in histories], config.dataset, folds):
             rolled = config.copy_and_resolve_references()

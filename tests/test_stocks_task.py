@@ -253,6 +253,17 @@ def test_walk_forward_gives_one_config_a_fold(prepared):
     assert sizes[0] < sizes[1]
 
 
+def test_walk_forward_goes_by_the_chosen_tickers_alone(tmp_path):
+    (tmp_path / 'raw').mkdir()
+    write_csv(tmp_path / 'raw' / 'A.csv', random_history('A', rows=300))
+    write_csv(tmp_path / 'raw' / 'B.csv', random_history('B', rows=600))
+    config = config_of(tickers=('A',))
+    TASK.prepare(config, tmp_path / 'raw', tmp_path / 'data', skip_bad=False)
+    (fold,) = Stocks.walk_forward(config, tmp_path / 'data', 1)
+    periods = Stocks.load(config, tmp_path / 'data').info['periods']
+    assert fold.dataset.split_dates == tuple(period[1] for period in periods.values())
+
+
 @pytest.mark.parametrize('variant', prices.VARIANTS)
 def test_every_variant_is_a_config(variant):
     assert demo.get_config(variant).task == 'stocks'

@@ -37,7 +37,7 @@ def build(histories: Sequence[History], config: ConfigDict) -> Dataset:
       DataError: for histories that are too short or do not overlap in time.
     """
     check(config)
-    histories, left_out = _chosen(histories, config)
+    histories, left_out = chosen(histories, config)
     periods = split_periods([history.dates for history in histories], config)
     spans = [row_spans(history.dates, periods) for history in histories]
     values = [feature_values(history, config) for history in histories]
@@ -75,6 +75,21 @@ def build(histories: Sequence[History], config: ConfigDict) -> Dataset:
         'prices': _fingerprint(histories, values, spans),
     }
     return Dataset(splits=splits, info=info, tables={'prices': np.concatenate(scaled)})
+
+
+def chosen(histories: Sequence[History], config: ConfigDict) -> tuple[list[History], dict[str, int]]:
+    """The tickers asked for that are long enough, sorted, and the rows of those left out as too short."""
+    present = {history.ticker: history for history in histories}
+    # A flag's AAPL,MSFT is one name.
+    named = {ticker.strip() for names in config.tickers for ticker in str(names).split(',')} - {''}
+    missing = sorted(named - present.keys())
+    if missing:
+        raise UsageError(f'config.dataset.tickers names {", ".join(missing)}; there are {", ".join(sorted(present))}')
+    asked = [present[ticker] for ticker in sorted(named or present)]
+    found = [history for history in asked if len(history) >= config.min_rows]
+    if not found:
+        raise UsageError(f'no ticker has the {config.min_rows} rows that config.dataset.min_rows asks for')
+    return found, {h.ticker: len(h) for h in asked if len(h) < config.min_rows}
 
 
 def feature_values(history: History, config: ConfigDict) -> np.ndarray:
@@ -148,21 +163,6 @@ def check(config: ConfigDict) -> None:
             "config.dataset.scaler 'relative' knows no scale of prices: with it use target 'log_return', or use "
             "scaler 'minmax' or 'standard' with target 'price'"
         )
-
-
-def _chosen(histories: Sequence[History], config: ConfigDict) -> tuple[list[History], dict[str, int]]:
-    """The tickers asked for that are long enough, sorted, and the rows of those left out as too short."""
-    present = {history.ticker: history for history in histories}
-    # A flag's AAPL,MSFT is one name.
-    named = {ticker.strip() for names in config.tickers for ticker in str(names).split(',')} - {''}
-    missing = sorted(named - present.keys())
-    if missing:
-        raise UsageError(f'config.dataset.tickers names {", ".join(missing)}; there are {", ".join(sorted(present))}')
-    asked = [present[ticker] for ticker in sorted(named or present)]
-    chosen = [history for history in asked if len(history) >= config.min_rows]
-    if not chosen:
-        raise UsageError(f'no ticker has the {config.min_rows} rows that config.dataset.min_rows asks for')
-    return chosen, {h.ticker: len(h) for h in asked if len(h) < config.min_rows}
 
 
 def _fitted(
