@@ -299,7 +299,9 @@ def test_prices_that_take_the_place_of_those_of_another_folder_say_so(tmp_path):
 
 
 def test_raw_files_are_asked_for_where_none_come_with_a_package(tmp_path):
-    with pytest.raises(UsageError, match='--raw_dir'):
+    with pytest.raises(
+        UsageError, match=rf'no raw files to prepare prices in {tmp_path}/prices.*set config\.dataset\.raw_dir'
+    ):
         datasets.prepare(prices.get_config().dataset, None, tmp_path, skip_bad=False)
     with pytest.raises(DataError, match='not prepared'):
         datasets.load(prices.get_config().dataset, tmp_path)

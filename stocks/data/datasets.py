@@ -43,7 +43,7 @@ def prepare(config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.
     final = _prepared_path(config, data_dir)
     home = final.parent
     home.mkdir(parents=True, exist_ok=True)
-    with exclusive(home), _open(config, raw_dir) as (raw, names), contextlib.ExitStack() as stack:
+    with exclusive(home), _open(config, raw_dir, final) as (raw, names), contextlib.ExitStack() as stack:
         audit = Audit.begin(f'daily prices ({config.name})', final / 'audit.json', raw.path, raw.signature())
         if audit.kept:
             return audit
@@ -129,11 +129,15 @@ class PriceHistories(tfds.core.GeneratorBasedBuilder):
 
 
 @contextlib.contextmanager
-def _open(config: ConfigDict, raw_dir: pathlib.Path | None) -> Iterator[tuple[RawFiles, list[str]]]:
+def _open(
+    config: ConfigDict, raw_dir: pathlib.Path | None, prepared: pathlib.Path
+) -> Iterator[tuple[RawFiles, list[str]]]:
     """The raw files and which of them hold prices."""
     if raw_dir is None and config.name != DEMO:
         raise UsageError(
-            f'--raw_dir is needed: a folder or a zip of daily prices, one CSV a ticker, for {config.name!r}'
+            f'there are no raw files to prepare {config.name} in {prepared} from: set config.dataset.raw_dir '
+            '(experiments.prepare also takes --raw_dir) to a folder or a zip of daily prices, one CSV a ticker, or '
+            'give the --data_dir in which they are prepared'
         )
     with open_raw(raw_dir or _demo_folder()) as raw:
         yield raw, [DEMO_FILE] if raw_dir is None else price_names(raw)
@@ -143,7 +147,9 @@ def _demo_folder() -> pathlib.Path:
     """Where the package keeps its tables; found without importing it."""
     spec = importlib.util.find_spec(DEMO_PACKAGE)
     if spec is None or spec.origin is None:
-        raise DataError('the demo prices come with the package bokeh-sampledata: install it, or give --raw_dir')
+        raise DataError(
+            'the demo prices come with the package bokeh-sampledata: install it, or set config.dataset.raw_dir'
+        )
     return pathlib.Path(spec.origin).parent / '_data'
 
 
