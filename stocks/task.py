@@ -103,11 +103,23 @@ class Stocks(Task):
         return {'forecast': outputs}
 
     def members(self, split: Split) -> list[np.ndarray] | None:
-        """The rows of every ticker, in the order of `info['tickers']`; None for one model for all."""
+        """The rows of every ticker, in the order of `info['tickers']`; None for one model for all.
+
+        Raises:
+          DataError: for tickers with fewer training examples than a batch.
+        """
         if not self.config.per_ticker:
             return None
         codes = split.columns['ticker']
-        return [np.flatnonzero(codes == code).astype(np.int32) for code in range(len(self._tickers))]
+        rows = [np.flatnonzero(codes == code).astype(np.int32) for code in range(len(self._tickers))]
+        batch = self.config.batch_size
+        short = [f'{t} has {len(r)}' for t, r in zip(self._tickers, rows, strict=True) if len(r) < batch]
+        if split.name == 'train' and short:
+            raise DataError(
+                f'config.per_ticker needs a batch of {batch} training examples from every ticker; {", ".join(short)}: '
+                'lower config.batch_size, or leave short histories out by config.dataset.min_rows or .tickers'
+            )
+        return rows
 
     def prices(self, predictions: Predictions, split: Split) -> np.ndarray:
         """The forecast close, float64 [examples]: of quantiles the median."""

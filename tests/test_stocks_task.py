@@ -1,5 +1,6 @@
 """The stocks task from files to report: losses, members, new files, and what the report writes."""
 
+import dataclasses
 import json
 import shutil
 
@@ -145,12 +146,23 @@ def test_members_part_the_split_by_ticker(prepared):
     task, dataset = task_and_data(prepared)
     split = dataset.splits['train']
     assert task.members(split) is None
-    task.config.per_ticker = True
+    task.config.update({'per_ticker': True, 'batch_size': 32})
     rows = task.members(split)
     assert len(rows) == 24
     np.testing.assert_array_equal(np.sort(np.concatenate(rows)), np.arange(len(split)))
     for ticker, chosen in zip(dataset.info['tickers'], rows, strict=True):
         assert set(split.records['ticker'].iloc[chosen]) == {ticker}
+
+
+def test_a_ticker_too_short_for_a_model_of_its_own_is_named(prepared):
+    task, dataset = task_and_data(prepared)
+    task.config.update({'per_ticker': True, 'batch_size': 100})
+    split = dataset.splits['train']
+    rows = np.setdiff1d(np.arange(len(split)), task.members(split)[3][95:])
+    columns = {name: column[rows] for name, column in split.columns.items()}
+    with pytest.raises(DataError, match=r'batch of 100 training examples .* T03 has 95: lower config\.batch_size'):
+        task.members(dataclasses.replace(split, columns=columns, records=split.records.iloc[rows]))
+    assert len(task.members(dataset.splits['validation'])[3]) < 100
 
 
 def test_the_first_forecast_of_a_return_is_the_naive_one(prepared):
