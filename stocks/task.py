@@ -19,6 +19,7 @@ from common.data.audit import Audit
 from common.data.dataset import Dataset, Split
 from common.errors import DataError, UsageError
 from common.findings import Evidence, Report
+from common.runtime import compute_dtype
 from common.task import Task
 from common.types import Array, Batch, Keys, Predictions, Tree
 from stocks.data import datasets
@@ -72,7 +73,10 @@ class Stocks(Task):
         return configs
 
     def model(self) -> Forecaster:
-        return Forecaster(**self.config.model, num_outputs=len(self._quantiles) or 1)
+        """In float32 where `config.precision` is auto, see `Forecaster`."""
+        precision = self.config.precision
+        dtype = compute_dtype('float32' if precision == 'auto' else precision)
+        return Forecaster(**self.config.model, num_outputs=len(self._quantiles) or 1, dtype=dtype)
 
     def preprocess(self, batch: Batch, tables: Mapping[str, Array], keys: Keys | None) -> Batch:
         """Adds `inputs` float32 [batch, window, features], cut from the table, or from the batch for new files."""

@@ -179,6 +179,26 @@ def test_the_first_forecast_of_a_return_is_the_naive_one(prepared):
     assert np.abs(gradient['params']['head']['kernel']).max() > 0
 
 
+def test_precision_is_what_the_config_says_and_float32_where_it_says_nothing(prepared):
+    task, dataset = task_and_data(prepared)
+    split = dataset.splits['train']
+    batch = {name: jnp.asarray(column[:8]) for name, column in split.columns.items()}
+    inputs = task.preprocess(batch, dataset.tables, None)['inputs']
+    variables = task.model().init(jax.random.key(0), inputs)
+    variables['params']['head']['kernel'] += 0.1
+    said = {}
+    for precision in ('auto', 'float32', 'bfloat16'):
+        task.config.precision = precision
+        said[precision] = task.model().apply(variables, inputs)
+        assert said[precision].dtype == jnp.float32
+    np.testing.assert_array_equal(said['auto'], said['float32'])
+    np.testing.assert_allclose(said['bfloat16'], said['float32'], atol=0.03)
+    assert not np.array_equal(said['bfloat16'], said['float32'])
+    task.config.precision = 'half'
+    with pytest.raises(UsageError, match=r"config\.precision is 'half'"):
+        task.model()
+
+
 @pytest.mark.parametrize(('target', 'scaler'), [('price', 'minmax'), ('log_return', 'relative')])
 def test_new_files_are_treated_as_prepared_ones(prepared, tmp_path, target, scaler):
     task, dataset = task_and_data(prepared, target, scaler)
