@@ -26,7 +26,7 @@ FAULTS = {  # kind: (meaning, whether prepare stops on it)
     'non_numeric': ('rows with text where a number belongs', True),
     'non_positive_price': ('rows with a price of zero or less', True),
     'negative_volume': ('rows with a volume below zero', True),
-    'high_below_low': ('rows whose High is below their Low', True),
+    'high_below_low': ('rows whose High is below their Low (left out)', False),
     'contradictory_date': ('rows that contradict an earlier row of the same date', True),
     'repeated_ticker': ('files that bring a ticker once more, with other rows', True),
     'repeated_history': ('files that bring a ticker once more, with the very same rows (used once)', False),
