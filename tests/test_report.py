@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from ml_collections import ConfigDict
+from scipy import stats
 from scipy.special import softmax
 from sklearn import metrics as sk
 
@@ -151,6 +152,19 @@ def test_without_a_validation_split_nothing_is_fitted(tmp_path):
     assert not {'temperature_scaling', 'prediction_sets'} & set(metrics)
 
 
+def test_intervals_of_recall_are_wilsons_over_groups():
+    labels = np.repeat([0, 1, 2], [9, 4, 6])
+    found = np.array([0, 0, 0, 0, 0, 0, 1, 2, 2, 1, 1, 1, 1, 0, 2, 0, 0, 2, 2])
+    apart = measures.recall_intervals(np.eye(4)[found], labels, np.arange(19))
+    for interval, right, count in zip(apart, (6, 4, 3), (9, 4, 6), strict=False):
+        ends = stats.binomtest(right, count).proportion_ci(0.95, method='wilson')
+        np.testing.assert_allclose(interval, ends, rtol=1e-6)
+    assert apart[3] is None
+    pairs = measures.recall_intervals(np.eye(4)[found], labels, np.r_[np.arange(13), 20, 20, 21, 21, 22, 22])
+    assert pairs[:2] == apart[:2]
+    assert pairs[2][0] < apart[2][0] < apart[2][1] < pairs[2][1]  # six images of three lesions
+
+
 def test_figures_of_the_page_are_those_of_the_metrics(made):
     report, text, _ = made
     reader = Reader(text)
@@ -161,8 +175,9 @@ def test_figures_of_the_page_are_those_of_the_metrics(made):
         assert f'{metrics[name]:.3f}' in reader.texts
         assert '{:.3f} to {:.3f}'.format(*metrics['intervals_95'][name]) in reader.texts
     for name, values in metrics['per_class'].items():
-        shown = [values[key] for key in ('precision', 'recall', 'f1', 'roc_auc')]
-        assert [name, *(f'{value:.3f}' for value in shown), str(values['support'])] in reader.rows
+        shown = [f'{values[key]:.3f}' for key in ('precision', 'recall', 'f1', 'roc_auc')]
+        shown.insert(2, '{:.3f} to {:.3f}'.format(*values['recall_interval_95']))
+        assert [name, *shown, str(values['support'])] in reader.rows
         sets = metrics['prediction_sets']['per_class'][name]
         assert [name, f'{sets["coverage"]:.3f}', f'{sets["mean_size"]:.3f}', str(sets['examples'])] in reader.rows
     scaling = metrics['temperature_scaling']

@@ -61,16 +61,18 @@ def test_demo_prices_are_trained_judged_and_forecast(script, folders, tmp_path, 
     assert pd.read_csv(tmp_path / 'next.csv')['ticker'].tolist() == ['IBM']
 
 
-def test_a_training_divides_the_cpu_by_itself(script, folders, tmp_path):
+def test_a_training_divides_the_cpu_by_itself_and_so_does_walking_forward(script, folders, tmp_path):
     data, _ = folders
     flags = ['--config=stocks/configs/demo.py', *SMALL, f'--data_dir={data}', f'--workdir={tmp_path}/run']
     assert script('prepare', flags[0], f'--data_dir={data}').status == 0
     environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
-    process = start_script('train', *flags, env=environment)
-    _, stderr = process.communicate(timeout=240)
-    assert process.returncode == 0, stderr
-    devices = json.loads((tmp_path / 'run/config.json').read_text())['environment']['devices']
-    assert len(devices) == min(cores(), 2)  # 16 of 32 rows each
+    forward = ('evaluate', f'--workdir={tmp_path}/run', '--walk_forward=1')
+    for command, place in ((('train', *flags), 'run'), (forward, 'run/walk_forward/1-of-1')):
+        process = start_script(*command, env=environment)
+        _, stderr = process.communicate(timeout=240)
+        assert process.returncode == 0, stderr
+        devices = json.loads((tmp_path / place / 'config.json').read_text())['environment']['devices']
+        assert len(devices) == min(cores(), 2)  # 16 of 32 rows each
 
 
 def test_walking_forward_trains_and_judges_every_period(script, folders):

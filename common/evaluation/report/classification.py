@@ -44,6 +44,9 @@ def classification_report(
     probabilities, groups = apply_temperature(logits, 1.0), evidence.split.records['group'].to_numpy()
     metrics = classification_metrics(probabilities, labels, class_names)
     metrics['intervals_95'] = bootstrap_intervals(probabilities, labels, groups)
+    ends = measures.recall_intervals(probabilities, labels, groups)
+    for row, interval in zip(metrics['per_class'].values(), ends, strict=True):
+        row['recall_interval_95'] = interval
     sections = [
         _confusion(metrics, class_names),
         _ranking(probabilities, labels, class_names),
@@ -84,13 +87,17 @@ def _confusion(metrics: Mapping[str, Any], class_names: Sequence[str]) -> Sectio
         caption='Rows are the true classes; right answers lie on the diagonal. Each cell has its count and its share '
         'of the row, which is also its shade.' + worst,
     )
-    columns = ('precision', 'recall', 'f1', 'roc_auc', 'support')
-    rows = [(name, *(row[column] for column in columns)) for name, row in metrics['per_class'].items()]
+    columns = ('precision', 'recall', 'interval', 'f1', 'roc_auc', 'support')
+    cells = {
+        name: row | {'interval': _ends_text(row['recall_interval_95'])} for name, row in metrics['per_class'].items()
+    }
+    rows = [(name, *(row[column] for column in columns)) for name, row in cells.items()]
     table = Table(
-        columns=('class', 'precision', 'recall', 'F1', 'ROC AUC', 'images'),
+        columns=('class', 'precision', 'recall', '95% interval', 'F1', 'ROC AUC', 'images'),
         rows=rows,
         caption='Precision: how often a prediction of the class is right. Recall, or sensitivity: how much of the '
-        'class is found. ROC AUC: the class against the rest.',
+        'class is found; its interval takes the images of one group, such as a lesion, for one image. ROC AUC: the '
+        'class against the rest.',
     )
     return Section('Which classes are confused', [matrix, table])
 
@@ -221,7 +228,7 @@ def _subgroups(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Section:
         cells = []
         for name, row in rows.items():
             ends = row['interval_95']
-            interval = f'{ends[0]:.3f} to {ends[1]:.3f}' if ends else f'too few (under {measures.FEW})'
+            interval = _ends_text(ends) if ends else f'too few (under {measures.FEW})'
             cells.append((name, row['examples'], row['accuracy'], row['balanced_accuracy'], interval))
         columns = (title, 'images', 'accuracy', 'balanced accuracy', '95% interval')
         parts.append(Table(columns=columns, rows=cells))
@@ -230,6 +237,10 @@ def _subgroups(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Section:
         'they hold, so a lower figure need not mean a worse model; intervals that do not overlap deserve a look.'
     )
     return Section('Results by subgroup', [text, *parts])
+
+
+def _ends_text(ends: Sequence[float] | None) -> str | None:
+    return f'{ends[0]:.3f} to {ends[1]:.3f}' if ends else None
 
 
 def _galleries(

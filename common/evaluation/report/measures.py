@@ -20,6 +20,7 @@ from common.evaluation.metrics import bootstrap_intervals, headline_metrics
 COVERAGE = 0.9  # that prediction sets promise
 SENSITIVITIES = (0.8, 0.9, 0.95)  # to which decision thresholds are fitted
 SPECIFICITIES = (0.8, 0.9, 0.95)  # at which sensitivity is read off the ROC curve
+_NORMAL_95 = 1.959964  # standard deviations of a normal distribution on either side that hold 95%
 FEW = 30  # examples below which a subgroup's figures say next to nothing
 
 
@@ -34,6 +35,25 @@ def temperature_scaling(
         result[f'expected_calibration_error_{name}'] = expected_calibration_error(probabilities, labels)
         result[f'log_loss_{name}'] = headline_metrics(probabilities, labels)['log_loss']
     return result
+
+
+def recall_intervals(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> list[list[float] | None]:
+    """For each class a 95% interval of its recall, by Wilson's score (Wilson 1927); None where it does not occur.
+
+    Unlike those of the bootstrap it is not empty where all or none of a class is found, which for a rare one says
+    little. The images of one group are counted as one, since they may be as good as copies.
+    """
+    right = probabilities.argmax(-1) == labels
+    intervals: list[list[float] | None] = []
+    for index in range(probabilities.shape[1]):
+        rows = labels == index
+        if not rows.any():
+            intervals.append(None)
+            continue
+        share, uncertainty = right[rows].mean(), _NORMAL_95**2 / len(np.unique(groups[rows]))
+        middle, width = share + uncertainty / 2, np.sqrt(share * (1 - share) * uncertainty + uncertainty**2 / 4)
+        intervals.append([float(end / (1 + uncertainty)) for end in (middle - width, middle + width)])
+    return intervals
 
 
 def conformal_sets(
