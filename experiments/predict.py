@@ -1,6 +1,7 @@
 """Restores a run and applies it to files of your own.
 
 python -m experiments.predict --workdir=RUN[,RUN...] --inputs='photos/*.jpg' --output=predictions.csv
+                              [--checkpoint=best|latest|STEP] [--views=flip|ten_crop|dihedral]
 """
 
 import glob
@@ -12,6 +13,7 @@ from absl import flags
 from common import runtime
 from common.errors import DataError, UsageError
 from common.evaluation.predict import predict, restore_all
+from common.evaluation.views import VIEWS
 from common.members import average
 from experiments import launch
 
@@ -21,6 +23,7 @@ _INPUTS = flags.DEFINE_list(
 )
 _OUTPUT = flags.DEFINE_string('output', 'predictions.csv', 'Table to write.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, or a step.')
+_VIEWS = flags.DEFINE_enum('views', None, list(VIEWS), 'Views of every image to average over.')
 
 
 def main() -> None:
@@ -34,7 +37,7 @@ def main() -> None:
     runtime.start()
     runs = restore_all([pathlib.Path(workdir) for workdir in _WORKDIR.value], _CHECKPOINT.value)
     splits = [run.task.read_inputs(paths) for run in runs]  # each as its own model wants it
-    said = [predict(run, split) for run, split in zip(runs, splits, strict=True)]
+    said = [predict(run, split, views=_VIEWS.value) for run, split in zip(runs, splits, strict=True)]
     task = runs[0].task
     task.write_predictions(average(task, said), splits[0], output)
     print(f'{len(splits[0])} predictions: {output}')

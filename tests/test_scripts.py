@@ -145,21 +145,24 @@ def test_a_diverged_training_ends_with_status_1_and_the_best_checkpoint(script, 
 
 
 def test_predictions_for_the_jpeg_files_equal_those_of_evaluate(script, trained, run, tmp_path):
-    assert script('evaluate', f'--workdir={run}').status == 0
-    evaluated = pd.read_csv(run / 'evaluation' / 'test' / 'predictions.csv')
-    images = [next(trained.raw_dir.rglob(f'{name}.jpg')) for name in evaluated.image]
+    assert script('evaluate', f'--workdir={run}', '--views=flip').status == 0
+    folder = run / 'evaluation/test'
+    plain, averaged = (pd.read_csv(place / 'predictions.csv') for place in (folder, folder / 'flip'))
+    images = [next(trained.raw_dir.rglob(f'{name}.jpg')) for name in plain.image]
     output = tmp_path / 'predictions.csv'
-    inputs = ','.join(map(str, images))
-    ended = script('predict', f'--workdir={run}', f'--inputs={inputs}', f'--output={output}')
-    assert ended.status == 0, ended.stderr
-    predicted = pd.read_csv(output)
-    assert predicted.image.tolist() == evaluated.image.tolist()
-    assert predicted.label.isna().all()
-    assert predicted.predicted.tolist() == evaluated.predicted.tolist()
-    classes = list(evaluated.columns[3:])
+    classes = list(plain.columns[3:])
     assert len(classes) == 7
-    np.testing.assert_allclose(predicted[classes], evaluated[classes], rtol=0, atol=1.01e-6)
-    assert evaluated[classes].std().min() > 1e-4  # the images do differ
+    assert plain[classes].std().min() > 1e-4  # the images do differ
+    assert np.abs(plain[classes] - averaged[classes]).max().max() > 1e-4
+    flags = [f'--workdir={run}', f'--inputs={",".join(map(str, images))}', f'--output={output}']
+    for evaluated, more in ((averaged, ['--views=flip']), (plain, [])):
+        ended = script('predict', *flags, *more)
+        assert ended.status == 0, ended.stderr
+        predicted = pd.read_csv(output)
+        assert predicted.image.tolist() == evaluated.image.tolist()
+        assert predicted.label.isna().all()
+        assert predicted.predicted.tolist() == evaluated.predicted.tolist()
+        np.testing.assert_allclose(predicted[classes], evaluated[classes], rtol=0, atol=1.01e-6)
     for folder in (output.parent, run / 'evaluation' / 'test'):
         header = (folder / 'submission.csv').read_text().splitlines()[0]
         assert header == 'image,MEL,NV,BCC,AKIEC,BKL,DF,VASC'
