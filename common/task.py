@@ -24,7 +24,7 @@ class Task(abc.ABC):
 
     Attributes:
       notice: the sentence at the top of every report.
-      better: of each of `metrics`, whether 'min' or 'max' is better; by these names `config.monitor.metric` chooses.
+      better: of those of `metrics` that `config.monitor.metric` may name, whether 'min' or 'max' is better.
     """
 
     notice: ClassVar[str] = 'Research software.'
@@ -99,7 +99,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def metrics(self, predictions: Predictions, split: Split) -> dict[str, float]:
-        """Scalars cheap enough for every validation during training, named in `better`; `loss` is the frame's own."""
+        """Scalars cheap enough for every validation during training, `loss` is the frame's own."""
 
     @abc.abstractmethod
     def report(self, evidence: Evidence) -> Report:

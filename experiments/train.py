@@ -13,6 +13,7 @@ from common import runtime
 from common.history import read_history
 from common.lazy import lazy
 from common.training.dispatch import cpu_devices
+from common.training.interruption import alone
 from common.training.loop import train
 from common.training.setup import make_training
 from common.training.start import begin
@@ -35,12 +36,13 @@ def main() -> int:
     launch.prepare_if_needed(config, data_dir)
     training = make_training(config, data_dir, _DEVICES.value)
     print(f'data: {training.transport_choice}')
-    state, progress, checkpoints, how = begin(training, workdir, data_dir)
-    print(f'model: {how}')
-    try:
-        outcome = train(training, state, progress, checkpoints, workdir)
-    finally:
-        checkpoints.close()
+    with alone(workdir):
+        state, progress, checkpoints, how = begin(training, workdir, data_dir)
+        print(f'model: {how}')
+        try:
+            outcome = train(training, state, progress, checkpoints, workdir)
+        finally:
+            checkpoints.close()
     draw_learning_curves(workdir, training.config.monitor)
     best = outcome.progress
     print(f'{outcome.ended} at step {outcome.step} after {best.seconds:.0f} s of training; run: {workdir}')

@@ -206,7 +206,6 @@ class Stocks(Task):
     def write_predictions(self, predictions: Predictions, split: Split, path: pathlib.Path) -> None:
         """`ticker,date,last_close,predicted`: the close `horizon` trading days after `date`, the file's last."""
         table = split.records[['ticker', 'date', 'last_close']].assign(predicted=self.prices(predictions, split))
-        path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, index=False, float_format='%.6f')
 
     def _last_window(self, history: History) -> tuple[np.ndarray, pd.DataFrame]:

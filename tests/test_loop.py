@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 from common.checkpoint import Checkpoints
 from common.errors import TrainingDivergedError, UsageError, UserError
 from common.history import read_history
+from common.training.interruption import alone
 from common.training.journal import Journal
 from common.training.loop import Outcome, train
 from common.training.plan import chunks
@@ -45,11 +46,12 @@ def fit(data_dir):
         training = make_training(config, data_dir, devices=2)
         if stop_at:
             interrupt(training, stop_at, number)
-        state, progress, checkpoints, _ = begin(training, workdir, data_dir)
-        try:
-            return training, train(training, state, progress, checkpoints, workdir)
-        finally:
-            checkpoints.close()
+        with alone(workdir):
+            state, progress, checkpoints, _ = begin(training, workdir, data_dir)
+            try:
+                return training, train(training, state, progress, checkpoints, workdir)
+            finally:
+                checkpoints.close()
 
     return fit
 
@@ -133,8 +135,10 @@ def test_a_folder_in_which_another_process_trains_is_refused(fit, tmp_path):
     fit(tmp_path, 3)
     folder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
+    before = sorted(tmp_path.rglob('*'))
     with pytest.raises(UserError, match='another training is at work in'):
         fit(tmp_path)
+    assert sorted(tmp_path.rglob('*')) == before
     os.close(folder)
     assert fit(tmp_path)[1].ended == 'complete'
 
@@ -151,6 +155,21 @@ def test_an_unknown_metric_is_refused_before_the_first_step(fit, tmp_path):
     with pytest.raises(UsageError, match="metric is 'mse'; it may be loss, mae"):
         fit(tmp_path / 'run', monitor__metric='mse')
     assert not (tmp_path / 'run').exists()
+
+
+def test_training_figures_are_means_over_the_steps_since_the_evaluation_before(fit, tmp_path):
+    values = {
+        'optimizer__learning_rate': 0.0,
+        'model__batch_norm': False,
+        'model__dropout': 0.0,
+        'augment__jitter': 0.0,
+    }
+    fit(tmp_path, 11, **values)
+    training, _ = fit(tmp_path, **values)
+    rows = np.array([training.plan.index(step).reshape(-1) for step in range(24)])
+    losses = training.evaluate(restored(training, tmp_path)[0], 'train')['loss'][rows].mean(1)
+    means = [record['train/loss'] for record in evaluations(tmp_path)]
+    np.testing.assert_allclose(means, losses.reshape(3, 8).mean(1), rtol=1e-5)
 
 
 def test_the_seconds_of_training_leave_out_compiling(fit, tmp_path, monkeypatch):
@@ -172,12 +191,14 @@ def test_tensorboard_shows_what_metrics_jsonl_holds_also_after_a_kill(tmp_path):
     journal.close()
     for path in (tmp_path / 'tensorboard').iterdir():
         path.write_bytes(path.read_bytes()[:-40])  # what was still on its way
+    begun = time.time()
     journal = Journal(tmp_path, 8)
     journal.write(12, {'loss': 0.1})
     journal.close()
     scalars = [event for event in events(tmp_path) if event.HasField('summary')]
     assert [(event.step, event.summary.value[0].tag) for event in scalars] == [(4, 'loss'), (8, 'loss'), (12, 'loss')]
     np.testing.assert_allclose([event.summary.value[0].simple_value for event in scalars], [1 / 4, 1 / 8, 0.1])
+    assert [event.wall_time >= begun for event in scalars] == [False, False, True]
 
 
 def events(workdir: pathlib.Path) -> list[Event]:

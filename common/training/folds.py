@@ -10,6 +10,7 @@ from common.evaluation.judge import judge
 from common.evaluation.report.page import Page, write_page
 from common.evaluation.report.run import periods_section
 from common.task import task_class
+from common.training.interruption import alone
 from common.training.loop import train
 from common.training.setup import make_training
 from common.training.start import begin
@@ -34,11 +35,12 @@ def walk_forward(workdir: pathlib.Path, data_dir: pathlib.Path | None, folds: in
     for number, config in enumerate(kind.walk_forward(record.config, data_dir, folds), 1):
         fold = home / f'{number}-of-{folds}'
         training = make_training(config, data_dir)
-        state, progress, checkpoints, _ = begin(training, fold, data_dir)
-        try:
-            outcome = train(training, state, progress, checkpoints, fold)
-        finally:
-            checkpoints.close()
+        with alone(fold):
+            state, progress, checkpoints, _ = begin(training, fold, data_dir)
+            try:
+                outcome = train(training, state, progress, checkpoints, fold)
+            finally:
+                checkpoints.close()
         if outcome.ended == 'interrupted':
             raise UserError(f'interrupted in period {number} of {folds}; the same command goes on from there')
         directory, _ = judge([fold], 'test', 'best', data_dir)

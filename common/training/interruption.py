@@ -8,6 +8,8 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from common.errors import UserError
 
 
@@ -36,11 +38,15 @@ def interruption() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def alone(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps the folder for this process's training.
+    """Keeps the folder, made where it is not there, for this process's training; of several processes for the first.
 
     Raises:
-      UserError: if another process has it.
+      UserError: if another training has it.
     """
+    if jax.process_index():
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
     folder = os.open(workdir, os.O_RDONLY)
     try:
         try:
@@ -52,3 +58,5 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+        with contextlib.suppress(OSError):  # it holds something
+            workdir.rmdir()

@@ -37,9 +37,10 @@ class Journal:
     def write(self, step: int, record: Mapping[str, Any]) -> None:
         if not self._active or self._board is None:
             return
+        record = {'step': step, 'time': time.time(), **record}
         with self._path.open('a', encoding='utf-8') as file:
-            file.write(json.dumps({'step': step, **record}) + '\n')
-        _show(self._board, {'step': step, **record})
+            file.write(json.dumps(record) + '\n')
+        _show(self._board, record)
 
     def close(self) -> None:
         if self._board is not None:
@@ -48,8 +49,8 @@ class Journal:
 
 def _show(board: SummaryWriter, record: Mapping[str, Any]) -> None:
     for name, value in record.items():
-        if name != 'step' and isinstance(value, int | float):
-            board.add_scalar(name, value, record['step'])
+        if name not in ('step', 'time') and isinstance(value, int | float):
+            board.add_scalar(name, value, record['step'], walltime=record.get('time'))
 
 
 class ProgressLine:

@@ -6,7 +6,6 @@ and goes on takes the same batches, draws the same random numbers and ends with 
 """
 
 import collections
-import contextlib
 import dataclasses
 import math
 import pathlib
@@ -20,7 +19,7 @@ import numpy as np
 from common.checkpoint import Checkpoints
 from common.errors import TrainingDivergedError
 from common.state import TrainState
-from common.training.interruption import alone, interruption
+from common.training.interruption import interruption
 from common.training.journal import Clock, Journal, ProgressLine, duration_text
 from common.training.plan import chunks
 from common.training.setup import Training
@@ -70,10 +69,8 @@ def train(
 
     Raises:
       TrainingDivergedError: if a loss becomes NaN or infinite; checkpoints stay as they were.
-      UserError: if another process is training in `workdir`.
     """
-    chief = jax.process_index() == 0
-    with alone(workdir) if chief else contextlib.nullcontext(), interruption() as asked_to_stop:
+    with interruption() as asked_to_stop:
         return _Loop(training, state, progress, checkpoints, workdir).run(asked_to_stop)
 
 
