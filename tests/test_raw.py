@@ -164,11 +164,20 @@ def test_splits_go_by_many_names(tmp_path, folders):
 def test_splits_that_look_like_classes_are_refused(tmp_path):
     splits = {f'{folder}/{label}/1.jpg': b'' for folder in ('train', 'test') for label in ('cat', 'dog')}
     more = write(tmp_path / 'more', {**splits, 'images_extra/1.jpg': b''})
-    with pytest.raises(DataError, match=r'splits \(test, train\) beside others \(images_extra\)\. Take'):
+    with pytest.raises(
+        DataError, match=r'splits \(test, train\) beside others \(images_extra\)\. Take.*right into them'
+    ):
         labelled(more)
     unknown = write(tmp_path / 'unknown', {name.replace('/', '_part/', 1): b'' for name in splits})
     with pytest.raises(DataError, match=r'test_part, train_part hold the same folders, cat, dog, .*name them train'):
         labelled(unknown)
+
+
+@pytest.mark.parametrize('below', [('side_left', 'side_right'), ('1', '2')])
+def test_classes_may_all_hold_the_same_folders_and_the_audit_says_so(tmp_path, below):
+    found, audit = labelled(write(tmp_path, {f'{label}/{folder}/1.jpg': b'' for label in 'ab' for folder in below}))
+    assert found == {f'{label}/{folder}/1.jpg': (label, None) for label in 'ab' for folder in below}
+    assert audit['alike_folders'].items == ['a', 'b']
 
 
 def test_a_class_may_be_called_train(tmp_path):

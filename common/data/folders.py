@@ -22,6 +22,7 @@ SPLITS = {
     'testing': 'test',
     'privatetest': 'test',
 }
+_HINTS = re.compile('train|test|val|fold|split|set')  # in names that are none of SPLITS, but may well mean one
 
 
 def read_folders(raw: RawFiles, audit: Audit) -> RawImages:
@@ -32,11 +33,14 @@ def read_folders(raw: RawFiles, audit: Audit) -> RawImages:
     names in alphabetical order. Every image is a group of its own. Images in no class folder, such as the unlabelled
     ones of a flat `test/`, are left out and named in the audit.
 
+    Classes may all hold the same folders: `a/left`, `a/right`, `b/left`, `b/right`. This is refused only where a name
+    on top hints at a split, as `train_part` does; a class that is called like a split must hold its images itself.
+
     Raises:
       DataError: where no image lies in a class folder, only one class is there, or splits cannot be told from classes.
     """
     names = _below_common_folders(image_names(raw))
-    splits = _splits(raw, list(names.values()))
+    splits = _splits(raw, list(names.values()), audit)
     images, homeless = [], []
     for path, name in names.items():
         top, _, rest = name.partition('/')
@@ -73,11 +77,11 @@ def _below_common_folders(paths: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _splits(raw: RawFiles, names: Sequence[str]) -> dict[str, str]:
+def _splits(raw: RawFiles, names: Sequence[str], audit: Audit) -> dict[str, str]:
     """The split of every folder on top; none, where the classes are on top.
 
     Raises:
-      DataError: where only some of the folders that hold folders are splits, or all hold the same ones.
+      DataError: where only some of the folders that hold folders are splits, or all hold the same ones, as splits do.
     """
     below: dict[str, set[str]] = collections.defaultdict(set)
     for name in names:
@@ -92,14 +96,16 @@ def _splits(raw: RawFiles, names: Sequence[str]) -> dict[str, str]:
     if holding:
         raise DataError(
             f'{raw.path} has folders for splits ({", ".join(holding)}) beside others ({", ".join(others)}). Take the '
-            f'others away, or name them {", ".join(SPLITS)}.'
+            f'others away, or name them {", ".join(SPLITS)}; if they are the classes, put their images right into them.'
         )
-    if min(map(len, below.values())) > 1 and len(set(map(frozenset, below.values()))) == 1:
+    alike = min(map(len, below.values())) > 1 and len(set(map(frozenset, below.values()))) == 1
+    if alike and any(_HINTS.search(top.lower()) for top in below):
         raise DataError(
             f'{raw.path}: all of {", ".join(below)} hold the same folders, {", ".join(sorted(below[others[0]]))}, so '
             f'that they look like splits. If they are, name them train, validation or test, above folders for the '
             f'classes; if they are the classes, put their images right into them.'
         )
+    audit.add('alike_folders', 'folders taken for classes, though all hold the same folders', [*below] if alike else [])
     return {}
 
 
