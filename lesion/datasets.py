@@ -23,7 +23,7 @@ from lesion import synthetic
 
 HAM10000_CLASSES = ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
 ISIC2020_CLASSES = ('benign', 'malignant')
-_HAM10000_TABLES = ('HAM10000_metadata.csv', 'HAM10000_metadata.tab', 'HAM10000_metadata')  # as Dataverse has it
+_HAM10000_TABLES = ('ham10000_metadata.csv', 'ham10000_metadata.tab', 'ham10000_metadata')  # as Dataverse has it
 _HAM10000_COLUMNS = ('lesion_id', 'image_id', 'dx', 'dx_type', 'age', 'sex', 'localization')
 
 _TRUTH, _GROUPINGS, _METADATA = 'groundtruth.csv', 'lesiongroupings.csv', 'metadata.csv'
@@ -50,12 +50,7 @@ def read_ham10000(raw: RawFiles, audit: Audit) -> RawImages:
     Raises:
       DataError: where the table is missing, unreadable or lacks a column.
     """
-    path = next((name for name in raw.names if base_name(name) in _HAM10000_TABLES), None)
-    if path is None:
-        raise DataError(
-            f'{raw.path} has no {_HAM10000_TABLES[0]}, nor one with .tab or no ending. Put the table beside the image '
-            f'folders.{unpack_hint(raw)}'
-        )
+    path = _table(raw, _HAM10000_TABLES, 'HAM10000_metadata.csv, nor one with .tab or no ending')
     rows = _with_lines(read_table(raw, path, _HAM10000_COLUMNS), path)
     rows = rows.rename(columns={'image_id': 'image', 'dx': 'label'}).assign(split='')
     return RawImages(HAM10000_CLASSES, _images(raw, audit, rows, HAM10000_CLASSES, ('dx_type',)))
@@ -94,15 +89,21 @@ def read_isic2020(raw: RawFiles, audit: Audit) -> RawImages:
     Raises:
       DataError: where the table is missing, unreadable or lacks a column.
     """
-    path = next((name for name in raw.names if base_name(name).lower() in _PATIENTS_TABLES), None)
-    if path is None:
-        raise DataError(
-            f'{raw.path} has no ISIC_2020_Training_GroundTruth.csv or train.csv. Put the table beside the folder of '
-            f'JPEGs.{unpack_hint(raw)}'
-        )
-    rows = _with_lines(read_table(raw, path, tuple(_PATIENTS_AS)), path).rename(columns=_PATIENTS_AS)
+    path = _table(raw, _PATIENTS_TABLES, 'ISIC_2020_Training_GroundTruth.csv or train.csv')
+    known = [*_PATIENTS_AS]  # and no other column, for the second version has a lesion_id of its own
+    rows = _with_lines(read_table(raw, path, known)[known].rename(columns=_PATIENTS_AS), path)
     images = _images(raw, audit, rows.assign(split=''), ISIC2020_CLASSES, ('diagnosis',))
     return RawImages(ISIC2020_CLASSES, images)
+
+
+def _table(raw: RawFiles, names: Collection[str], called: str) -> str:
+    """The file with one of the names, given in small letters; raises DataError where none has, as `called`."""
+    path = next((path for path in raw.names if base_name(path).lower() in names), None)
+    if path is None:
+        raise DataError(
+            f'{raw.path} has no {called}. Put the table beside the folders of the images.{unpack_hint(raw)}'
+        )
+    return path
 
 
 def _read_truth(raw: RawFiles) -> tuple[pd.DataFrame, list[str]]:

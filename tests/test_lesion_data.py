@@ -269,8 +269,15 @@ def test_tables_that_cannot_be_used_are_refused_with_a_sentence(challenge, tmp_p
         prepared_2018(challenge, tmp_path)
 
 
-@pytest.mark.parametrize('name', ['ISIC_2020_Training_GroundTruth.csv', 'train.csv'])
-def test_2020_is_split_by_patient(tmp_path, name):
+@pytest.mark.parametrize(
+    ('name', 'more'),
+    [
+        ('ISIC_2020_Training_GroundTruth.csv', {}),
+        ('ISIC_2020_Training_GroundTruth_v2.csv', {'lesion_id': 'IL_1'}),
+        ('train.csv', {}),
+    ],
+)
+def test_2020_is_split_by_patient(tmp_path, name, more):
     raw = tmp_path / 'raw'
     for part, numbers in {'train': range(40), 'test': range(100, 103)}.items():
         (raw / part).mkdir(parents=True)
@@ -278,7 +285,8 @@ def test_2020_is_split_by_patient(tmp_path, name):
             (raw / part / f'ISIC_{number:07d}.jpg').write_bytes(encoded(number))
     malignant = [number // 2 % 2 for number in range(40)]
     table = pd.DataFrame({'image_name': [f'ISIC_{number:07d}' for number in range(40)]})
-    table = table.assign(patient_id=[f'IP_{number // 2:03d}' for number in range(40)], sex='female', age_approx=45.0)
+    patients = [f'IP_{number // 2:03d}' for number in range(40)]
+    table = table.assign(patient_id=patients, **more, sex='female', age_approx=45.0)
     table = table.assign(anatom_site_general_challenge='torso', diagnosis='unknown')
     table = table.assign(benign_malignant=[('benign', 'malignant')[bad] for bad in malignant], target=malignant)
     table.to_csv(raw / name, index=False)

@@ -176,12 +176,12 @@ def test_rows_and_images_without_each_other_are_left_out_and_listed(raw, tmp_pat
     assert audit.counts['images'] == 69
 
 
-@pytest.mark.parametrize('ending', ['.tab', ''])
-def test_the_table_is_read_as_dataverse_has_it(raw, tmp_path, ending):
+@pytest.mark.parametrize('name', ['HAM10000_metadata.tab', 'HAM10000_metadata', 'ham10000_metadata.csv'])
+def test_the_table_is_read_as_dataverse_has_it_and_in_small_letters(raw, tmp_path, name):
     prepare_images(HAM10000, config(), raw, tmp_path / 'csv')
     table = pd.read_csv(raw / 'HAM10000_metadata.csv', dtype=str)
     (raw / 'HAM10000_metadata.csv').unlink()
-    table.to_csv(raw / f'HAM10000_metadata{ending}', sep='\t' if ending else ',', quoting=csv.QUOTE_ALL, index=False)
+    table.to_csv(raw / name, sep='\t' if name.endswith('.tab') else ',', quoting=csv.QUOTE_ALL, index=False)
     prepare_images(HAM10000, config(), raw, tmp_path / 'other')
     one, other = (all_records(load_images(config(), tmp_path / name)) for name in ('csv', 'other'))
     pd.testing.assert_frame_equal(one, other)
