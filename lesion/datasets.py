@@ -41,6 +41,8 @@ _PATIENTS_AS = {  # the columns of 2020, as HAM10000 calls them; a patient stand
 }
 _FACTS_AS = {'age_approx': 'age', 'anatom_site_general': 'localization'}  # as HAM10000 calls them
 
+STILL_PACKED = 0.01  # share of rows without an image, over which an archive beside them is taken to hold the images
+
 
 def read_ham10000(raw: RawFiles, audit: Audit) -> RawImages:
     """Reads `HAM10000_metadata.csv`, `.tab` or without ending, and the images it names, in whatever folders they lie.
@@ -168,12 +170,12 @@ def _images(
     audit.add('repeated_rows', 'rows that repeat an image', name_rows(repeated), fatal=True)
     known = f'known are {", ".join(class_names)}'
     audit.add('unknown_labels', f'rows with an unknown diagnosis ({known})', name_rows(unknown), fatal=True)
-    packed = unpack_hint(raw)
+    hint = unpack_hint(raw) if without_image.mean() > STILL_PACKED else ''
     audit.add(
         'rows_without_image',
-        f'rows without an image, left out.{packed}'.removesuffix('.'),
+        f'rows without an image.{hint}'.removesuffix('.') if hint else 'rows without an image, left out',
         name_rows(without_image),
-        fatal=bool(packed),
+        fatal=bool(hint),
     )
     named = set(rows.image)
     homeless = [path for stem, path in paths.items() if stem not in named]

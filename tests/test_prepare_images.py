@@ -197,6 +197,20 @@ def test_images_that_are_still_packed_stop_prepare(raw, tmp_path):
         prepare_images(HAM10000, config(), raw, tmp_path)
 
 
+def test_an_archive_of_something_else_stops_nothing_where_hardly_an_image_is_missing(raw, tmp_path):
+    (raw / 'HAM10000_segmentations.zip').write_bytes(b'')
+    more = {f'ISIC_{number:03d}': f'HAM_{number:03d}' for number in range(100, 150)}
+    for number, name in enumerate(more):
+        (raw / f'{name}.jpg').write_bytes(encoded(100 + number))
+    facts = {'dx': 'nv', 'dx_type': 'histo', 'age': '40', 'sex': 'male', 'localization': 'back'}
+    rows = pd.DataFrame({'image_id': more.keys(), 'lesion_id': more.values()}).assign(**facts)
+    edit_table(raw, lambda table: pd.concat([table, rows]))
+    image_file(raw, 0).unlink()
+    finding = prepare_images(HAM10000, config(), raw, tmp_path)['rows_without_image']
+    assert finding.meaning == 'rows without an image, left out'
+    assert finding.items == ['HAM10000_metadata.csv line 2: ISIC_000 (akiec)']
+
+
 @pytest.mark.parametrize(
     ('damage', 'sentence'),
     [
