@@ -47,6 +47,7 @@ def test_links_are_followed_once_around(tmp_path):
     (folder / 'melanoma').symlink_to(elsewhere)
     (folder / 'nevus/2.jpg').symlink_to(elsewhere / '1.jpg')
     (folder / 'nevus/gone.jpg').symlink_to(tmp_path / 'nowhere')
+    (folder / 'nevus/loop').symlink_to('loop')
     with open_raw(folder) as raw:
         assert raw.names == ['melanoma/1.jpg', 'melanoma/deep/2.jpg', 'nevus/1.jpg', 'nevus/2.jpg']
 
@@ -60,14 +61,15 @@ def test_a_lone_table_has_beside_it_only_what_is_named(tmp_path):
 
 
 def test_signature_changes_with_a_file(tmp_path):
-    folder = write(tmp_path, FILES)
+    files = {**FILES, 'prices.csv.gz': b'1'}
+    folder = write(tmp_path, files)
     with open_raw(folder) as raw:
         before = raw.signature()
-    for name, content in {'a/1.jpg': b'longer', 'table.csv': b'x,z\n'}.items():
+    for name, content in {'a/1.jpg': b'longer', 'table.csv': b'x,z\n', 'prices.csv.gz': b'2'}.items():
         (folder / name).write_bytes(content)
         with open_raw(folder) as raw:
             assert raw.signature() != before
-        (folder / name).write_bytes(FILES[name])
+        (folder / name).write_bytes(files[name])
 
 
 def test_a_zip_may_be_read_by_many_threads(tmp_path):

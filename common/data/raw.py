@@ -58,7 +58,7 @@ class RawFiles:
         """
         digest = hashlib.sha256(repr(list(self.sizes.items())).encode())
         for name in self.names:
-            if pathlib.PurePosixPath(name).suffix.lower() in TABLE_SUFFIXES:
+            if pathlib.PurePosixPath(name).suffix.lower() in TABLE_SUFFIXES or name.lower().endswith('.csv.gz'):
                 digest.update(self.read(name))
         return digest.hexdigest()[:16]
 
@@ -102,15 +102,15 @@ def open_raw(path: pathlib.Path, beside: Collection[str] = ()) -> Iterator[RawFi
 
 
 def _files_below(folder: str, inside: Collection[str] = ()) -> Iterator[os.DirEntry[str]]:
-    """All files, through links too; a link back to a folder that it lies in, one of `inside`, leads nowhere."""
+    """All files, through links too; a link to itself, or to a folder around it, one of `inside`, leads nowhere."""
     here = os.path.realpath(folder)
     if here in inside:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir() and not _is_litter(entry.name):
+            if os.path.isdir(entry.path) and not _is_litter(entry.name):
                 yield from _files_below(entry.path, (*inside, here))
-            elif entry.is_file():
+            elif os.path.isfile(entry.path):  # entry's own method raises on a link to itself
                 yield entry
 
 
