@@ -191,9 +191,16 @@ def test_what_is_no_price_table_is_named(text):
     assert faults['not_a_table'][0].startswith('X.csv: ')
 
 
-@pytest.mark.parametrize('text', [YAHOO.splitlines()[0], YFINANCE[:70]])
-def test_a_file_without_rows_is_named(text):
-    assert read(text) == ([], {'no_rows': ['X.csv']})
+def test_a_file_without_rows_is_named():
+    assert read(YAHOO.splitlines()[0]) == ([], {'no_rows': ['X.csv']})
+    assert read(YFINANCE[:70]) == ([], {'no_rows': ['X.csv: AAPL']})
+
+
+def test_a_ticker_whose_download_failed_is_named():
+    lines = YFINANCE_WIDE.replace('NEW', 'DEAD').splitlines()[:4]  # on the only day left, DEAD has no trade
+    (apple,), faults = read('\n'.join(lines), 'yf.csv')
+    assert apple.ticker == 'AAPL'
+    assert faults == {'no_rows': ['yf.csv: DEAD']}
 
 
 def test_prices_without_volume_serve_where_volume_is_no_feature():

@@ -247,6 +247,9 @@ def test_files_that_cannot_be_forecast_from_are_named(prepared, tmp_path):
     (tmp_path / 'T05.csv').write_text('Date,Open,High,Low,Close,Volume\n')
     with pytest.raises(DataError, match=r'nothing to forecast from:\n.*T05\.csv has no usable row'):
         task.read_inputs([tmp_path / 'T05.csv'])
+    (tmp_path / 'yf.csv').write_text('Price,Close,High,Low,Open\nTicker,T06,T06,T06,T06\nDate,,,,\n2020-01-02,,,,\n')
+    with pytest.raises(DataError, match=r'yf\.csv: T06 has no usable row'):
+        task.read_inputs([tmp_path / 'yf.csv'])
 
 
 @pytest.mark.parametrize('form', ['folder', 'zip', 'files'])

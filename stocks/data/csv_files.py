@@ -11,9 +11,8 @@ import pandas as pd
 from common.data.audit import Audit
 from common.data.raw import RawFiles, open_raw
 from common.errors import DataError
-from stocks.data.tables import NUMBERS, price_tables
+from stocks.data.tables import COLUMNS, price_tables
 
-COLUMNS = NUMBERS  # of History.values; files without Adj Close repeat Close there
 ENDINGS = ('.csv', '.txt', '.csv.gz')
 LONG_GAP = np.timedelta64(7, 'D')
 SPLIT = np.log(1.15)  # between a day's move of Close and of Adj Close; ordinary dividends stay far below
@@ -30,7 +29,7 @@ FAULTS = {  # kind: (meaning, whether prepare stops on it)
     'contradictory_date': ('rows that contradict an earlier row of the same date', True),
     'repeated_ticker': ('files that bring a ticker once more, with other rows', True),
     'repeated_history': ('files that bring a ticker once more, with the very same rows (used once)', False),
-    'no_rows': ('files without a usable row (left out)', False),
+    'no_rows': ('files, or tickers of a file, without a usable row (left out)', False),
     'no_volume': ('files without Volume (to train on them, leave it out of config.dataset.features)', False),
     'blank': ('rows with blanks (left out)', False),
     'repeated_row': ('rows that are there twice (left out once)', False),
@@ -53,7 +52,7 @@ class History:
       ticker: its name.
       dates: datetime64[D] [rows], strictly increasing.
       values: float64 [rows, 6] in the order of COLUMNS, finite, but for a Volume that the file lacks, which is NaN;
-        prices are positive.
+        prices are positive. Where the file lacks Adj Close, that is Close.
     """
 
     ticker: str
@@ -86,7 +85,7 @@ class Reader:
             self.faults['not_a_table'].append(f'{name}: {error}')
             return []
         self.formats[layout] += 1
-        return [history for table in tables for history in self._histories(name, table)]
+        return [history for ticker, table in tables.items() for history in self._histories(name, ticker, table)]
 
     def add_to(self, audit: Audit) -> Audit:
         """Adds the findings so far."""
@@ -104,11 +103,11 @@ class Reader:
             audit.add(kind, meaning, self.faults[kind], fatal=fatal)
         return audit
 
-    def _histories(self, name: str, frame: pd.DataFrame) -> list[History]:
-        """Those in one table that are not known yet."""
+    def _histories(self, name: str, only: str, frame: pd.DataFrame) -> list[History]:
+        """Those in one table, of the ticker `only` if that is not empty, that are not known yet."""
         frame = self._usable_rows(name, frame)
         if frame.empty:
-            self.faults['no_rows'].append(name)
+            self.faults['no_rows'].append(f'{name}: {only}' if only else name)
         elif 'Volume' not in frame:
             self.faults['no_volume'].append(name)
         tickers = frame['Ticker'] if 'Ticker' in frame else pd.Series(_ticker(name), index=frame.index)

@@ -13,13 +13,13 @@ import pandas as pd
 from common.errors import DataError
 
 PRICES = ('Open', 'High', 'Low', 'Close')
-NUMBERS = (*PRICES, 'Volume', 'Adj Close')
-HEADERS = {name.lower().replace(' ', ''): name for name in ('Date', *NUMBERS)}
+COLUMNS = (*PRICES, 'Volume', 'Adj Close')
+HEADERS = {name.lower().replace(' ', ''): name for name in ('Date', *COLUMNS)}
 TICKERS = ('ticker', 'symbol', 'name')  # the first of them that is there; the others are the company's name or such
 
 
-def price_tables(name: str, content: bytes) -> tuple[str, list[pd.DataFrame]]:
-    """The name of a file's layout, and its tables: one, or of yfinance's layout with columns for each ticker, several.
+def price_tables(name: str, content: bytes) -> tuple[str, dict[str, pd.DataFrame]]:
+    """The name of a file's layout, and its tables: one, under '', or of yfinance's layout one under each ticker.
 
     A table's index is the file's row numbers. Its columns are Date and PRICES, and where the file has them Volume, Adj
     Close and Ticker; Date and Ticker are text, what else is not a number has stayed text too.
@@ -43,16 +43,16 @@ def price_tables(name: str, content: bytes) -> tuple[str, list[pd.DataFrame]]:
         tickers = np.array(lines['Ticker'])
         places = {ticker: [0, *np.flatnonzero(tickers == ticker)] for ticker in dict.fromkeys(lines['Ticker'][1:])}
         # A day without a trade of this ticker is there for another one.
-        tables = [frame.iloc[:, at].dropna(thresh=2).assign(Ticker=ticker) for ticker, at in places.items()]
+        tables = {ticker: frame.iloc[:, at].dropna(thresh=2).assign(Ticker=ticker) for ticker, at in places.items()}
     else:
-        tables = [frame.dropna(how='all')]
-    tables = [table.loc[:, table.columns.isin(('Date', 'Ticker', *NUMBERS))] for table in tables]
-    for table in tables:
+        tables = {'': frame.dropna(how='all')}
+    tables = {key: table.loc[:, table.columns.isin(('Date', 'Ticker', *COLUMNS))] for key, table in tables.items()}
+    for table in tables.values():
         missing = {'Date', *PRICES} - set(table.columns)
         if missing or table.columns.duplicated().any():
             lack = f'has no {", ".join(sorted(missing))}' if missing else 'names a column twice'
             raise DataError(f'its first line, {",".join(head[0])[:60]!r}, {lack}')
-    return 'yfinance' if wide else _layout(names, tables[0]), tables
+    return 'yfinance' if wide else _layout(names, tables['']), tables
 
 
 def _read(content: bytes, **options: Any) -> pd.DataFrame:
