@@ -23,7 +23,9 @@ def test_findings_are_counted_named_and_the_clean_ones_said():
 def test_fatal_findings_are_refused_by_name():
     audit = Audit('a set')
     audit.add('unreadable_images', 'images that cannot be decoded', ['x.jpg: truncated'], fatal=True)
-    with pytest.raises(DataError, match=r'(?s)1 images that cannot.*x\.jpg: truncated.*--skip_bad'):
+    with pytest.raises(
+        DataError, match=r'(?s)1 images that cannot.*x\.jpg: truncated.*run experiments\.prepare with --skip_bad'
+    ):
         audit.refuse_bad()
 
 

@@ -374,7 +374,7 @@ def test_folders_of_ones_own_lie_apart_for_each_task(tmp_path):
 
 
 def test_raw_files_are_asked_for_where_nothing_can_be_drawn(tmp_path):
-    with pytest.raises(UsageError, match=r'--raw_dir.*doi\.org'):
+    with pytest.raises(UsageError, match=r'set config\.dataset\.raw_dir .*--raw_dir.*doi\.org'):
         prepare_images(HAM10000, config(), None, tmp_path)
 
 

@@ -321,7 +321,7 @@ def test_training_prepares_only_from_sound_raw_files(script, raw, tmp_path):
 def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
     workdir = [f'--workdir={tmp_path}/run'] if name == 'train' else []
     ended = script(name, PREPARE, f'--data_dir={tmp_path}', *workdir)
-    assert_refused(ended, 2, '--raw_dir is needed', 'https://doi.org/10.7910/DVN/DBW86T')
+    assert_refused(ended, 2, 'set config.dataset.raw_dir', 'https://doi.org/10.7910/DVN/DBW86T')
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,10 @@ class Audit:
         bad = [finding for finding in self.findings if finding.fatal and finding.items]
         if bad:
             text = '\n'.join(_lines(finding, SHOWN_FATAL) for finding in bad)
-            raise DataError(f'{self.title}: faults in the raw files.\n{text}\nMend them, or pass --skip_bad.')
+            raise DataError(
+                f'{self.title}: faults in the raw files.\n{text}\n'
+                f'Mend them, or run experiments.prepare with --skip_bad.'
+            )
 
     def __str__(self) -> str:
         lines = [f'Audit of {self.title}']

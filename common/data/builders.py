@@ -128,7 +128,11 @@ def prepared_path(dataset: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
 
 def _synthesize(source: ImageSource, raw_dir: pathlib.Path, incomplete: pathlib.Path) -> pathlib.Path:
     if source.synthesize is None:
-        raise UsageError(f'--raw_dir is needed: {source.title} is not drawn but downloaded from {source.where}.')
+        raise UsageError(
+            f'there are no raw files to prepare from: set config.dataset.raw_dir (experiments.prepare also takes '
+            f'--raw_dir) to a folder or a zip, or give the --data_dir in which they are prepared. {source.title}: '
+            f'{source.where}'
+        )
     if not raw_dir.exists():
         incomplete.mkdir()
         source.synthesize(incomplete)
