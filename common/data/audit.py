@@ -101,7 +101,7 @@ class Audit:
             if stored.counts['raw_signature'] == signature:
                 stored.kept = True
                 return stored
-            if stored.counts['raw_files'] != place:
+            if str(pathlib.Path(stored.counts['raw_files']).resolve()) != place:  # stored with links by older versions
                 audit.count(instead_of=stored.counts['raw_files'])
         audit.count(prepared_in=str(path.parent), raw_files=place, raw_signature=signature)
         return audit
