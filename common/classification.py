@@ -20,7 +20,7 @@ from common.data.dataset import Dataset, Split
 from common.data.folders import OWN
 from common.data.images import Decoding, decode_image
 from common.data.raw import ImageSource, encoded_images
-from common.errors import UsageError
+from common.errors import DataError, UsageError
 from common.evaluation.metrics import headline_metrics
 from common.evaluation.paired import paired_differences
 from common.evaluation.views import VIEWS
@@ -62,7 +62,8 @@ class ClassificationTask(Task):
     @classmethod
     def prepare(cls, config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool) -> Audit:
         source = choose(cls.sources, config.dataset.name, 'dataset.name')
-        return prepare_images(source, config.dataset, raw_dir, _place(config, data_dir), skip_bad)
+        place = _place(config, data_dir) if raw_dir else _place_of_prepared(config, data_dir)
+        return prepare_images(source, config.dataset, raw_dir, place, skip_bad)
 
     @classmethod
     def is_prepared(cls, config: ConfigDict, data_dir: pathlib.Path) -> bool:
@@ -75,7 +76,7 @@ class ClassificationTask(Task):
         Pixels are standardised by `config.dataset.normalisation` (mean, deviation) instead where pretrained weights
         were.
         """
-        dataset = load_images(config.dataset, _place(config, data_dir))
+        dataset = load_images(config.dataset, _place_of_prepared(config, data_dir))
         train = dataset.splits['train']
         counts = np.bincount(train.columns['label'], minlength=len(dataset.info['class_names']))
         given = config.dataset.get('normalisation')
@@ -204,6 +205,17 @@ class ClassificationTask(Task):
 def _place(config: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
     """Where data sets go by their names: those of one's own, which all have one name, lie apart for each task."""
     return data_dir / config.task if config.dataset.name == OWN else data_dir
+
+
+def _place_of_prepared(config: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
+    """The same; raises DataError where an earlier version has put the data set beside those of all tasks."""
+    place = _place(config, data_dir)
+    if is_prepared_images(config.dataset, data_dir) and not is_prepared_images(config.dataset, place):
+        raise DataError(
+            f'{OWN} is not prepared in {place / OWN}, but in {data_dir / OWN}, where an earlier version put it. If it '
+            f'is of this task, move {data_dir / OWN} to {place / OWN}.'
+        )
+    return place
 
 
 def _names(files: Sequence[str]) -> list[str]:

@@ -373,6 +373,21 @@ def test_folders_of_ones_own_lie_apart_for_each_task(tmp_path):
     assert examples == [26, 20]
 
 
+def test_folders_of_ones_own_that_an_earlier_version_put_beside_all_tasks_are_to_be_moved(tmp_path):
+    moles = ham10000.get_config()
+    moles.dataset.name = 'folders'
+    raw = write_folders(tmp_path / 'raw')
+    prepare_images(FOLDERS, moles.dataset, raw, tmp_path / 'data')
+    said = rf'move {tmp_path}/data/folders to {tmp_path}/data/lesion/folders\.'
+    with pytest.raises(DataError, match=said):
+        Lesion.load(moles, tmp_path / 'data')
+    with pytest.raises(DataError, match=said):
+        Lesion.prepare(moles, None, tmp_path / 'data', skip_bad=False)
+    (tmp_path / 'data' / 'lesion').mkdir()
+    (tmp_path / 'data' / 'folders').rename(tmp_path / 'data' / 'lesion' / 'folders')
+    assert sum(map(len, Lesion.load(moles, tmp_path / 'data').splits.values())) == 26
+
+
 def test_raw_files_are_asked_for_where_nothing_can_be_drawn(tmp_path):
     with pytest.raises(UsageError, match=r'set config\.dataset\.raw_dir .*--raw_dir.*doi\.org'):
         prepare_images(HAM10000, config(), None, tmp_path)
