@@ -61,7 +61,7 @@ def read_fer2013(raw: RawFiles, audit: Audit) -> RawImages:
     tables.sort(key=lambda name: TABLES.index(base_name(name)) if base_name(name) in TABLES else len(TABLES))
     missing: dict[str, list[str]] = {}
     for path in tables:
-        columns = _columns(raw, path)
+        columns = _columns(csv.reader(_text(raw, path)))
         missing[path] = [name for name in COLUMNS if name not in columns]
         if not missing[path]:
             return _read_table(raw, path, audit)
@@ -111,19 +111,19 @@ def _text(raw: RawFiles, path: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BytesIO(raw.read(path)), encoding='utf-8-sig', errors='replace', newline='')
 
 
-def _columns(raw: RawFiles, path: str) -> list[str]:
-    """The names in the first line, in small letters."""
+def _columns(lines: Iterator[list[str]]) -> list[str]:
+    """The names in the first line, in small letters; none, where it cannot be read."""
     try:
-        return [name.strip().lower() for name in next(csv.reader(_text(raw, path)), [])]
+        return [name.strip().lower() for name in next(lines, [])]
     except csv.Error:
         return []
 
 
 def _rows(raw: RawFiles, path: str) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Where each row is, and its fields by column name; a short row lacks the last ones."""
-    columns, reader = _columns(raw, path), csv.reader(_text(raw, path))
+    reader = csv.reader(_text(raw, path))
+    columns = _columns(reader)
     try:
-        next(reader)
         for row in reader:
             yield f'{path} line {reader.line_num}', dict(zip(columns, row, strict=False))
     except csv.Error as error:

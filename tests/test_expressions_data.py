@@ -10,9 +10,11 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from common.data.audit import Audit
 from common.data.builders import load_images, prepare_images
 from common.data.dataset import Dataset
 from common.data.images import Decoding, decode_image
+from common.data.raw import RawFiles, open_raw
 from common.errors import DataError
 from common.findings import Evidence
 from expressions.configs import fer2013
@@ -137,6 +139,18 @@ def test_bad_rows_are_named(tmp_path: pathlib.Path, line: str, fault: str) -> No
     folder = write_table(tmp_path / 'table', draw_rows(), end=line)
     with pytest.raises(DataError, match=rf'line 30: {fault}'):
         prepare_images(SOURCES['fer2013'], config_of().dataset, folder, tmp_path / 'data')
+
+
+def test_a_table_is_read_for_its_columns_and_for_its_rows_and_no_more(tmp_path: pathlib.Path) -> None:
+    names = []
+    with open_raw(write_table(tmp_path / 'table', draw_rows())) as raw:
+
+        def read(name: str) -> bytes:
+            names.append(name)
+            return raw.read(name)
+
+        SOURCES['fer2013'].read(RawFiles(raw.path, raw.sizes, read), Audit('faces'))
+    assert names == ['fer2013.csv'] * 2
 
 
 def test_a_lone_table_is_a_raw_data_set(tmp_path: pathlib.Path) -> None:
