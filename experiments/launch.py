@@ -13,6 +13,8 @@ from common.errors import UsageError, UserError
 from common.runtime import default_data_dir
 from common.task import task_class
 
+flags.disclaim_key_flags()  # --help of a script shows what is defined here among its own flags
+
 DATA_DIR_HELP = 'Folder of prepared data sets. Default: $TRIPTYCH_DATA, else ~/.cache/triptych/data.'
 
 
@@ -38,13 +40,14 @@ def prepare_if_needed(config: ConfigDict, data_dir: pathlib.Path) -> None:
     """
     raw_dir = config.dataset.raw_dir
     if raw_dir or not task_class(config.task).is_prepared(config, data_dir):
-        prepare(config, raw_dir, data_dir, skip_bad=False)
+        prepare(config, raw_dir, data_dir, skip_bad=False, again=False)
 
 
-def prepare(config: ConfigDict, raw_dir: str, data_dir: pathlib.Path, skip_bad: bool) -> None:
-    """Prepares the config's data set and prints the audit, or that nothing was to be done."""
+def prepare(config: ConfigDict, raw_dir: str, data_dir: pathlib.Path, skip_bad: bool, again: bool = True) -> None:
+    """Prepares the config's data set and prints the audit; one that was there before only with `again`."""
     audit = task_class(config.task).prepare(config, pathlib.Path(raw_dir) if raw_dir else None, data_dir, skip_bad)
-    print(audit)
+    if again or not audit.kept:
+        print(audit)
     if audit.kept:
         print(f'The raw files are unchanged: the data prepared in {data_dir} are kept.')
 

@@ -21,7 +21,9 @@ _WORKDIR = flags.DEFINE_list('workdir', None, 'Folder of the run, or of several 
 _INPUTS = flags.DEFINE_list(
     'inputs', None, "Files, folders, zips, or patterns of them in quotes: 'photos/*.jpg'.", required=True
 )
-_OUTPUT = flags.DEFINE_string('output', 'predictions.csv', 'Table to write.')
+_OUTPUT = flags.DEFINE_string(
+    'output', 'predictions.csv', "Table to write; beside it, for an ISIC challenge's classes, submission.csv."
+)
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, or a step.')
 _VIEWS = flags.DEFINE_enum('views', None, list(VIEWS), 'Views of every image to average over.')
 

@@ -102,6 +102,12 @@ def test_learning_curves_mark_the_best_epoch_and_pass_over_gaps():
     assert metric.get_legend().get_texts()[-1].get_text() == 'Best: 0.7 at epoch 2'
 
 
+def test_a_single_evaluation_is_a_point_of_the_learning_curves():
+    (axes,) = plots.learning_curves([{'epoch': 0.0093896, 'train/loss': 2.0, 'validation/loss': 3.0}], 'loss').axes
+    assert [line.get_marker() for line in axes.lines if line.get_label() in ('Train', 'Validation')] == ['o', 'o']
+    assert 'Best: 3 at epoch 0.00939' in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 def test_learning_curves_of_a_loss_by_step_are_one_panel_with_the_lowest_marked():
     history = [{'step': 100 * i, 'validation/loss': abs(i - 3) + 0.5} for i in range(6)]
     (axes,) = plots.learning_curves(history, 'loss', larger_is_better=False).axes

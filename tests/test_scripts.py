@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import time
@@ -116,6 +117,13 @@ def test_a_killed_prepare_starts_over(script, tmp_path):
     assert len(list(data.rglob('audit.json'))) == 1
 
 
+def test_a_workdir_that_can_be_no_folder_is_refused(script, trained, tmp_path):
+    (tmp_path / 'file').write_text('')
+    for workdir in (tmp_path / 'file', tmp_path / 'file/run'):
+        ended = script('train', *trained.arguments, f'--workdir={workdir}')
+        assert_refused(ended, 1, f'{workdir} cannot be a folder', 'another --workdir')
+
+
 def test_a_run_holds_what_the_readme_says(trained):
     names = {path.name for path in trained.workdir.iterdir()}
     assert {'config.json', 'checkpoints', 'metrics.jsonl', 'learning_curves.png', 'tensorboard'} <= names
@@ -145,7 +153,9 @@ def test_a_diverged_training_ends_with_status_1_and_the_best_checkpoint(script, 
 
 
 def test_predictions_for_the_jpeg_files_equal_those_of_evaluate(script, trained, run, tmp_path):
-    assert script('evaluate', f'--workdir={run}', '--views=flip').status == 0
+    ended = script('evaluate', f'--workdir={run}', '--views=flip')
+    assert ended.status == 0
+    assert re.match(rf'{run} after \d+ steps of a training of \d+steps\n', ended.stdout)
     folder = run / 'evaluation/test'
     plain, averaged = (pd.read_csv(place / 'predictions.csv') for place in (folder, folder / 'flip'))
     images = [next(trained.raw_dir.rglob(f'{name}.jpg')) for name in plain.image]

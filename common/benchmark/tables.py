@@ -13,7 +13,11 @@ def as_text(results: Mapping[str, Any]) -> str:
     parts = [f'{machine["processor"]}, {machine["cores"]} cores{flags}; devices: {", ".join(machine["devices"])}']
     parts.append(_table(['side', 'setting', 'kind', 'dtype', 'batch', 'median', 'low .. high', ''], map(_cells, rows)))
     parts += [_costs(row) for row in rows if 'flops_per_step' in row]
-    parts += [f'{row["setting"]}: bottleneck is {row["bottleneck"]}' for row in rows if 'bottleneck' in row]
+    parts += [
+        f'{row["setting"]}, {row["kind"]}, batch {row["batch_size"]}: bottleneck is {row["bottleneck"]}'
+        for row in rows
+        if 'bottleneck' in row
+    ]
     if ratios:
         header = ['ours over', 'its best setting', 'kind', 'dtype', 'batch', 'median', 'low .. high']
         parts.append(_table(header, [_ratio_cells(row) for row in ratios]))
@@ -51,6 +55,8 @@ def _ratio_cells(row: Row) -> list[str]:
 def _costs(row: Row) -> str:
     """One sentence on what a step costs."""
     peak = f'{row["mfu_measured"]:.0%} of the {row["measured_peak"] / 1e9:,.0f} that a large product reaches'
+    if row['mfu_measured'] > 1:
+        peak += ' (fast convolutions multiply less than the model asks for, which is what is counted)'
     if row['mfu_datasheet']:
         peak += f', {row["mfu_datasheet"]:.0%} of the data sheet'
     memory = f'{row["device_memory"] / 2**20:,.0f}' if row['device_memory'] else 'unknown'

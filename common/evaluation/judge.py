@@ -47,7 +47,9 @@ def judge(
     directory.mkdir(parents=True, exist_ok=True)
     report = panel.report(directory)
     result = {'split': split, 'examples': len(panel.split), **panel.origin(), **report.metrics}
-    lines, trained = headlines(result), [run_section(run, number) for number, run in enumerate(panel.runs, 1)]
+    lines = [_judged(run) for run in panel.runs]
+    lines += headlines(result)
+    trained = [run_section(run, number) for number, run in enumerate(panel.runs, 1)]
     if views:
         (directory / views).mkdir(exist_ok=True)
         averaged = panel.report(directory / views, views)
@@ -83,6 +85,10 @@ def compare(
     return [title, *(f'{name:28} {d:+.4f}  [{low:+.4f}, {high:+.4f}]' for name, (d, low, high) in found.items())]
 
 
+def _judged(run: Run) -> str:
+    return f'{run.workdir} after {run.step:,} steps of a training of {run.record.config.duration}'
+
+
 class _Panel:
     """The runs that judge together, each with the data set as it was trained on it."""
 
@@ -91,7 +97,7 @@ class _Panel:
         self._datasets = [_dataset(run, data_dir) for run in runs]
         splits = self._datasets[0].splits
         if split not in splits:
-            raise UsageError(f'--split={split}: there is none of that name, only {", ".join(splits)}')
+            raise UsageError(f'--split={split}: the data have none of that name; give one of {", ".join(splits)}')
         for run, dataset in zip(runs, self._datasets, strict=True):
             _check_same_examples(splits, dataset.splits, runs[0], run)
         self.split = splits[split]

@@ -100,12 +100,15 @@ def learning_curves(history: Sequence[Mapping[str, float]], metric: str, larger_
         for split, colour in zip(('train', 'validation'), _PALETTE, strict=False):
             points = [(row[unit], row[f'{split}/{name}']) for row in history if f'{split}/{name}' in row]
             if points:
-                axes.plot(*zip(*points, strict=True), color=colour, lw=_STYLE['line'], label=split.capitalize())
+                mark = '' if len(points) > 1 else 'o'
+                axes.plot(
+                    *zip(*points, strict=True), mark, ls='-', color=colour, lw=_STYLE['line'], label=split.capitalize()
+                )
         if best is not None:
             axes.axvline(best[unit], color=_STYLE['faint'], lw=1, ls='--', zorder=0)
         if best is not None and name == metric:
             value = best[f'validation/{name}']
-            label = f'Best: {value:.4g} at {unit} {best[unit]:.9g}'
+            label = f'Best: {value:.4g} at {unit} {best[unit]:{".3g" if unit == "epoch" else ".9g"}}'
             axes.plot(best[unit], value, 'o', color=_PALETTE[1], ms=6, label=label)
         _dress(axes, _title(name), unit.capitalize(), _title(name))
         if axes.get_legend_handles_labels()[0]:

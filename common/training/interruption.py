@@ -41,13 +41,16 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps the folder, made where it is not there, for this process's training; of several processes for the first.
 
     Raises:
-      UserError: if another training has it.
+      UserError: if another training has it, or it can be no folder.
     """
     if jax.process_index():
         yield
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        folder = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f'{workdir} cannot be a folder ({error.strerror}): give another --workdir') from error
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

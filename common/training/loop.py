@@ -113,6 +113,7 @@ class _Loop:
                 count = batch['mask'].shape[1]
                 if count not in compiled:
                     self._clock.pause()
+                    self._line.show('compiling the step')
                     compiled[count], cost = training.compile(self._state, batch)
                     self._say(cost)
                 self._clock.resume()

@@ -23,7 +23,7 @@ def make_schedule(config: ConfigDict, total_steps: int, to_steps: Callable[[str]
     peak, schedule = config.optimizer.learning_rate, config.schedule
     warmup = to_steps(schedule.warmup)
     if warmup >= total_steps:
-        raise UsageError(f'config.schedule.warmup takes {warmup} of {total_steps} steps; make it shorter')
+        raise UsageError(f'config.schedule.warmup takes {warmup} of {total_steps} steps; make it shorter, e.g. 0steps')
     after = total_steps - warmup
     drops: dict[int, float] = {}  # of a step schedule, by step after the warmup, where several may fall together
     for milestone in schedule.milestones:

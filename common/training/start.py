@@ -67,7 +67,8 @@ def _own_record(training: Training, workdir: pathlib.Path) -> RunRecord | None:
         if changed:
             raise UserError(
                 f'{workdir} holds a run of another config:\n  ' + '\n  '.join(changed) + '\n'
-                'Give the same values to go on with it, or another --workdir.'
+                'Give the same values to go on with it, or another --workdir; to train longer, that and '
+                f'--config.init_from={workdir}, which begins with its weights.'
             )
         record.check_data(training.dataset.info, workdir)
         settle(record.environment.get('convolutions', {}))

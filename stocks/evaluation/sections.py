@@ -104,7 +104,7 @@ def _tickers(
     rows = []
     for ticker, row in tickers.items():
         low, high = row['skill_interval_95']
-        interval = '–' if low is None else f'{low:+.3f} to {high:+.3f}'
+        interval = '–' if low is None else f'{low:+.4f} to {high:+.4f}'
         errors = row['rmse'], row['naive_rmse'], row['directional_accuracy']
         rows.append((ticker, *errors, _signed(row['skill']), interval, row['diebold_mariano']['p_value']))
     table = Table(
