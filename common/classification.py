@@ -19,7 +19,7 @@ from common.data.builders import IN_TRAINING, is_prepared_images, load_images, p
 from common.data.dataset import Dataset, Split
 from common.data.folders import OWN
 from common.data.images import Decoding, decode_image
-from common.data.raw import ImageSource, encoded_images
+from common.data.raw import ImageSource, contents, some_image_names
 from common.errors import DataError, UsageError
 from common.evaluation.metrics import headline_metrics
 from common.evaluation.paired import paired_differences
@@ -182,13 +182,23 @@ class ClassificationTask(Task):
         return {'class_names': self.class_names}
 
     def read_inputs(self, paths: Sequence[pathlib.Path]) -> Split:
-        """Image files, and all images of folders and zips, decoded exactly as `prepare` does."""
+        """Image files, and all images of folders and zips, decoded exactly as `prepare` does; prints which cannot be.
+
+        Raises:
+          DataError: where not one can be, or a folder or zip holds none.
+        """
         decoding = Decoding.of(self.config.dataset)
-        files, images = [], []
-        for path in paths:
-            for file, encoded in encoded_images(path):
-                files.append(file)
+        files, images, skipped = [], [], []
+        for file, encoded in (found for path in paths for found in contents(path, some_image_names)):
+            try:
                 images.append(decode_image(encoded, decoding, file))
+                files.append(file)
+            except DataError as error:
+                skipped.append(str(error))
+        if not images:
+            raise DataError('there is no image to predict from:\n  ' + '\n  '.join(skipped))
+        if skipped:
+            print(f'not predicted, {len(skipped)}:\n  ' + '\n  '.join(skipped))
         records = pd.DataFrame({'name': _names(files)})
         return Split(name='inputs', columns={'image': np.stack(images)}, records=records)
 
@@ -209,13 +219,13 @@ def _place(config: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
 
 def _place_of_prepared(config: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
     """The same; raises DataError where an earlier version has put the data set beside those of all tasks."""
-    place = _place(config, data_dir)
-    if is_prepared_images(config.dataset, data_dir) and not is_prepared_images(config.dataset, place):
-        raise DataError(
-            f'{OWN} is not prepared in {place / OWN}, but in {data_dir / OWN}, where an earlier version put it. If it '
-            f'is of this task, move {data_dir / OWN} to {place / OWN}.'
-        )
-    return place
+    place, dataset = _place(config, data_dir), config.dataset
+    if place == data_dir or is_prepared_images(dataset, place) or not is_prepared_images(dataset, data_dir):
+        return place
+    raise DataError(
+        f'{OWN} is not prepared in {place / OWN}, but in {data_dir / OWN}, where an earlier version put it. If it '
+        f'is of this task, move {data_dir / OWN} to {place / OWN}.'
+    )
 
 
 def _names(files: Sequence[str]) -> list[str]:

@@ -17,13 +17,14 @@ from ml_collections import ConfigDict
 from common.config import choose
 from common.data.audit import Audit
 from common.data.dataset import Dataset, Split
+from common.data.raw import contents
 from common.errors import DataError, UsageError
 from common.findings import Evidence, Report
 from common.runtime import compute_dtype
 from common.task import Task
 from common.types import Array, Batch, Keys, Predictions, Tree
 from stocks.data import datasets
-from stocks.data.csv_files import History, Reader, price_files
+from stocks.data.csv_files import History, Reader, price_names
 from stocks.data.panel import chosen, feature_values, records_of
 from stocks.data.periods import walk_forward_dates
 from stocks.data.scaling import Scaler, TargetScaler, scaler_of, target_scaler
@@ -182,7 +183,7 @@ class Stocks(Task):
             window, that have no scaler or model, or lack a feature, cannot.
         """
         reader = Reader()
-        files = [file for path in paths for file in price_files(path)]
+        files = [file for path in paths for file in contents(path, price_names)]
         histories = [history for name, content in files for history in reader.read(name, content)]
         findings = reader.add_to(Audit('inputs')).findings
         faults = [fault for finding in findings if finding.fatal for fault in finding.items]

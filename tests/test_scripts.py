@@ -464,16 +464,23 @@ def test_an_unknown_split_checkpoint_or_data_folder_is_refused(script, run, tmp_
     assert_refused(script(*evaluate, f'--data_dir={tmp_path}'), 1, f'not prepared in {tmp_path}')
 
 
-def test_predict_names_inputs_that_are_missing_or_unreadable(script, run, tmp_path):
-    (tmp_path / 'photo.jpg').write_bytes(b'no image')
+def test_predict_names_inputs_that_are_missing_or_unreadable(script, trained, run, tmp_path):
+    photos, empty = tmp_path / 'photos', tmp_path / 'empty'
+    photos.mkdir()
+    empty.mkdir()
+    (photos / 'broken.jpg').write_bytes(b'no image')
+    (empty / 'notes.txt').write_text('no image')
     predict = ('predict', f'--workdir={run}', f'--output={tmp_path}/out.csv')
-    assert_refused(script(*predict, f'--inputs={tmp_path}/*.png'), 1, f'no file matches --inputs={tmp_path}/*.png')
-    for inputs in (f'{tmp_path}/*.jpg', tmp_path):
-        assert_refused(script(*predict, f'--inputs={inputs}'), 1, f'{tmp_path}/photo.jpg', 'not a readable image')
-    (tmp_path / 'empty').mkdir()
-    (tmp_path / 'empty' / 'notes.txt').write_text('no image')
-    assert_refused(script(*predict, f'--inputs={tmp_path}/empty'), 1, f'{tmp_path}/empty holds no image')
+    assert_refused(script(*predict, f'--inputs={photos}/*.png'), 1, f'no file matches --inputs={photos}/*.png')
+    for inputs in (f'{photos}/*.jpg', photos):
+        assert_refused(script(*predict, f'--inputs={inputs}'), 1, f'{photos}/broken.jpg', 'not a readable image')
+    assert_refused(script(*predict, f'--inputs={empty}'), 1, f'{empty} holds no image')
     assert not (tmp_path / 'out.csv').exists()
+    shutil.copy(next(trained.raw_dir.rglob('*.jpg')), photos / 'sound.jpg')
+    ended = script(*predict, f'--inputs={photos}')
+    assert ended.status == 0
+    assert f'not predicted, 1:\n  {photos}/broken.jpg: not a readable image' in ended.stdout
+    assert pd.read_csv(tmp_path / 'out.csv').image.tolist() == ['sound']
 
 
 def test_predict_refuses_an_output_that_cannot_be_written_before_it_works(script, trained, run, tmp_path):

@@ -270,8 +270,8 @@ def test_tickers_that_cannot_be_forecast_hold_up_no_others(prepared, tmp_path, c
     assert 'not forecast, 3:' in said
     for reason in ('T05.csv has no usable row', 'NEW was not in training', 'T01 has 15 rows; the window'):
         assert reason in said
-    task.write_predictions({'forecast': np.zeros((2, 1), np.float32)}, split, tmp_path / 'new' / 'folder' / 'p.csv')
-    assert len(pd.read_csv(tmp_path / 'new' / 'folder' / 'p.csv')) == 2
+    task.write_predictions({'forecast': np.zeros((2, 1), np.float32)}, split, tmp_path / 'p.csv')
+    assert len(pd.read_csv(tmp_path / 'p.csv')) == 2
 
 
 def test_runs_of_other_windows_are_not_averaged(prepared):

@@ -189,27 +189,35 @@ def image_names(raw: RawFiles) -> list[str]:
     return [name for name in raw.names if pathlib.PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
 
 
+def some_image_names(raw: RawFiles) -> list[str]:
+    """The same; raises DataError where there is none."""
+    names = image_names(raw)
+    if not names:
+        raise DataError(f'{raw.path} holds no image: no file ends in {", ".join(sorted(IMAGE_SUFFIXES))}.')
+    return names
+
+
 def unpack_hint(raw: RawFiles) -> str:
     """A sentence on the archives among the files, which are not looked into; nothing where there are none."""
     archives = [name for name in raw.names if name.lower().endswith(ARCHIVES)]
     return f' Unpack {", ".join(archives)}.' if archives else ''
 
 
-def encoded_images(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
-    """Name and encoded bytes of an image file, or of every image in a folder or zip.
+def contents(path: pathlib.Path, choose: Callable[[RawFiles], Sequence[str]]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of a file, or of those in a folder or zip that `choose` names, which may raise.
 
     Raises:
-      DataError: where a folder or zip holds no image.
+      DataError: where a file cannot be read.
     """
-    if not path.is_dir() and path.suffix.lower() != '.zip':
-        yield str(path), path.read_bytes()
+    if path.is_dir() or path.suffix.lower() == '.zip':
+        with open_raw(path) as raw:
+            for name in choose(raw):
+                yield f'{path}/{name}', raw.read(name)
         return
-    with open_raw(path) as raw:
-        names = image_names(raw)
-        if not names:
-            raise DataError(f'{path} holds no image: no file ends in {", ".join(sorted(IMAGE_SUFFIXES))}.')
-        for name in names:
-            yield f'{path}/{name}', raw.read(name)
+    try:
+        yield str(path), path.read_bytes()
+    except OSError as error:
+        raise DataError(f'{path} cannot be read: {error.strerror}') from error
 
 
 def images_by_stem(raw: RawFiles, audit: Audit) -> dict[str, str]:

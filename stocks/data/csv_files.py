@@ -3,13 +3,12 @@
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
 from common.data.audit import Audit
-from common.data.raw import RawFiles, open_raw
+from common.data.raw import RawFiles
 from common.errors import DataError
 from stocks.data.tables import COLUMNS, price_tables
 
@@ -191,23 +190,6 @@ def price_names(raw: RawFiles) -> list[str]:
     if not names:
         raise DataError(f'{raw.path} holds no .csv or .txt file; bring one with daily prices for each ticker')
     return names
-
-
-def price_files(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of a price file, or of every price file in a folder or zip.
-
-    Raises:
-      DataError: where a folder or zip holds no price file, or a file cannot be read.
-    """
-    if path.is_dir() or path.suffix.lower() == '.zip':
-        with open_raw(path) as raw:
-            for name in price_names(raw):
-                yield f'{path}/{name}', raw.read(name)
-        return
-    try:
-        yield str(path), path.read_bytes()
-    except OSError as error:
-        raise DataError(f'{path} cannot be read: {error.strerror}') from error
 
 
 def _ticker(name: str) -> str:
