@@ -100,10 +100,8 @@ def learning_curves(history: Sequence[Mapping[str, float]], metric: str, larger_
         for split, colour in zip(('train', 'validation'), _PALETTE, strict=False):
             points = [(row[unit], row[f'{split}/{name}']) for row in history if f'{split}/{name}' in row]
             if points:
-                mark = '' if len(points) > 1 else 'o'
-                axes.plot(
-                    *zip(*points, strict=True), mark, ls='-', color=colour, lw=_STYLE['line'], label=split.capitalize()
-                )
+                line = {'color': colour, 'lw': _STYLE['line'], 'marker': '' if len(points) > 1 else 'o'}
+                axes.plot(*zip(*points, strict=True), label=split.capitalize(), **line)
         if best is not None:
             axes.axvline(best[unit], color=_STYLE['faint'], lw=1, ls='--', zorder=0)
         if best is not None and name == metric:
