@@ -19,7 +19,7 @@ from common.data.builders import IN_TRAINING, is_prepared_images, load_images, p
 from common.data.dataset import Dataset, Split
 from common.data.folders import OWN
 from common.data.images import Decoding, decode_image
-from common.data.raw import ImageSource, contents, some_image_names
+from common.data.raw import ImageSource, contents, some_image_names, tell_skipped
 from common.errors import DataError, UsageError
 from common.evaluation.metrics import headline_metrics
 from common.evaluation.paired import paired_differences
@@ -195,10 +195,7 @@ class ClassificationTask(Task):
                 files.append(file)
             except DataError as error:
                 skipped.append(str(error))
-        if not images:
-            raise DataError('there is no image to predict from:\n  ' + '\n  '.join(skipped))
-        if skipped:
-            print(f'not predicted, {len(skipped)}:\n  ' + '\n  '.join(skipped))
+        tell_skipped(skipped, everything=not images)
         records = pd.DataFrame({'name': _names(files)})
         return Split(name='inputs', columns={'image': np.stack(images)}, records=records)
 

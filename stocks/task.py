@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from common.config import choose
 from common.data.audit import Audit
 from common.data.dataset import Dataset, Split
-from common.data.raw import contents
+from common.data.raw import contents, tell_skipped
 from common.errors import DataError, UsageError
 from common.findings import Evidence, Report
 from common.runtime import compute_dtype
@@ -195,10 +195,7 @@ class Stocks(Task):
                 found.append((history.ticker, *self._last_window(history)))
             except DataError as error:
                 skipped.append(str(error))
-        if not found:
-            raise DataError('there is nothing to forecast from:\n  ' + '\n  '.join(skipped))
-        if skipped:
-            print(f'not forecast, {len(skipped)}:\n  ' + '\n  '.join(skipped))
+        tell_skipped(skipped, everything=not found)
         tickers, windows, records = zip(*found, strict=True)
         codes = [self._tickers.index(ticker) if ticker in self._tickers else -1 for ticker in tickers]
         columns = {'ticker': np.array(codes, np.int32), 'window': np.stack(windows)}

@@ -317,7 +317,12 @@ def test_bad_raw_files_are_refused_and_named(script, raw, tmp_path, damage, word
 def test_a_second_prepare_says_that_it_has_nothing_to_do(script, raw, tmp_path):
     arguments = (PREPARE, f'--raw_dir={raw}', f'--data_dir={tmp_path}/data')
     assert 'unchanged' not in script('prepare', *arguments).stdout
-    assert f'unchanged: the data prepared in {tmp_path}/data are kept' in script('prepare', *arguments).stdout
+    kept = f'The raw files are unchanged: the data prepared in {tmp_path}/data are kept.\n'
+    again = script('prepare', *arguments).stdout
+    assert 'Audit of HAM10000' in again
+    assert again.endswith(kept)
+    training = script('train', PREPARE, f'--config.dataset.raw_dir={raw}', *arguments[2:], '--workdir=/dev/null/run')
+    assert training.stdout.startswith(kept)  # and no audit again
 
 
 def test_training_prepares_only_from_sound_raw_files(script, raw, tmp_path):

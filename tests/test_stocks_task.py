@@ -245,7 +245,7 @@ def test_files_that_cannot_be_forecast_from_are_named(prepared, tmp_path):
     with pytest.raises(DataError, match=r'T04\.csv cannot be read'):
         task.read_inputs([tmp_path / 'T04.csv'])
     (tmp_path / 'T05.csv').write_text('Date,Open,High,Low,Close,Volume\n')
-    with pytest.raises(DataError, match=r'nothing to forecast from:\n.*T05\.csv has no usable row'):
+    with pytest.raises(DataError, match=r'nothing can be predicted from these inputs:\n.*T05\.csv has no usable row'):
         task.read_inputs([tmp_path / 'T05.csv'])
     (tmp_path / 'yf.csv').write_text('Price,Close,High,Low,Open\nTicker,T06,T06,T06,T06\nDate,,,,\n2020-01-02,,,,\n')
     with pytest.raises(DataError, match=r'yf\.csv: T06 has no usable row'):
@@ -267,7 +267,7 @@ def test_tickers_that_cannot_be_forecast_hold_up_no_others(prepared, tmp_path, c
     assert split.records['ticker'].tolist() == ['T02', 'T04']
     assert split.columns['ticker'].tolist() == [2, 4]
     said = capsys.readouterr().out
-    assert 'not forecast, 3:' in said
+    assert 'not predicted, 3:' in said
     for reason in ('T05.csv has no usable row', 'NEW was not in training', 'T01 has 15 rows; the window'):
         assert reason in said
     task.write_predictions({'forecast': np.zeros((2, 1), np.float32)}, split, tmp_path / 'p.csv')

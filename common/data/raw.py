@@ -220,6 +220,15 @@ def contents(path: pathlib.Path, choose: Callable[[RawFiles], Sequence[str]]) ->
         raise DataError(f'{path} cannot be read: {error.strerror}') from error
 
 
+def tell_skipped(skipped: Sequence[str], everything: bool) -> None:
+    """Prints which inputs are left out and why; raises DataError where that is `everything`."""
+    lines = ''.join(f'\n  {line}' for line in skipped)
+    if everything:
+        raise DataError(f'nothing can be predicted from these inputs:{lines}')
+    if skipped:
+        print(f'not predicted, {len(skipped)}:{lines}')
+
+
 def images_by_stem(raw: RawFiles, audit: Audit) -> dict[str, str]:
     """Image files by their name without folder and ending, as tables refer to them."""
     paths: dict[str, str] = {}

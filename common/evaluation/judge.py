@@ -47,8 +47,7 @@ def judge(
     directory.mkdir(parents=True, exist_ok=True)
     report = panel.report(directory)
     result = {'split': split, 'examples': len(panel.split), **panel.origin(), **report.metrics}
-    lines = [_judged(run) for run in panel.runs]
-    lines += headlines(result)
+    lines = [*map(_judged, panel.runs), *headlines(result)]
     trained = [run_section(run, number) for number, run in enumerate(panel.runs, 1)]
     if views:
         (directory / views).mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules by name, from optax."""
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,15 +26,16 @@ def make_schedule(config: ConfigDict, total_steps: int, to_steps: Callable[[str]
     if warmup >= total_steps:
         raise UsageError(f'config.schedule.warmup takes {warmup} of {total_steps} steps; make it shorter, e.g. 0steps')
     after = total_steps - warmup
-    drops: dict[int, float] = {}  # of a step schedule, by step after the warmup, where several may fall together
-    for milestone in schedule.milestones:
-        at = max(to_steps(milestone) - warmup, 0)
-        drops[at] = drops.get(at, 1.0) * schedule.factor
+
+    def drops() -> dict[int, float]:  # by step after the warmup, to which several milestones may come down
+        steps = collections.Counter(max(to_steps(milestone) - warmup, 0) for milestone in schedule.milestones)
+        return {step: schedule.factor**count for step, count in steps.items()}
+
     shapes = {
         'constant': lambda: optax.constant_schedule(peak),
         'plateau': lambda: optax.constant_schedule(peak),
         'cosine': lambda: optax.cosine_decay_schedule(peak, after),
-        'step': lambda: optax.piecewise_constant_schedule(peak, drops),
+        'step': lambda: optax.piecewise_constant_schedule(peak, drops()),
     }
     decay = choose(shapes, schedule.name, 'schedule.name')()
     if not warmup:
