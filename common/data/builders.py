@@ -1,10 +1,8 @@
 """Raw image sets to prepared ones, audited and split; and prepared ones to the arrays that training reads."""
 
-import contextlib
 import dataclasses
 import hashlib
 import pathlib
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -12,9 +10,9 @@ from ml_collections import ConfigDict
 
 from common.data.audit import Audit, audit_labelled
 from common.data.dataset import Dataset, Split
-from common.data.images import Decoding, decode_image, decoded_split, exclusive, in_threads
+from common.data.images import Decoding, decode_image, decoded_split, in_threads
 from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, open_raw
-from common.data.records import VERSION, read_records, write_records
+from common.data.records import VERSION, preparing, read_images, write_images
 from common.data.splits import complete_splits
 from common.errors import DataError, UsageError
 
@@ -31,8 +29,7 @@ def prepare_images(
 ) -> Audit:
     """Reads, audits, splits and stores an image set; does nothing where it is prepared from the same files.
 
-    The original encoded bytes are kept, so another image size needs no other preparation. Everything is
-    written beside its final place and renamed when complete; what an interrupted call left is removed.
+    The original encoded bytes are kept, so another image size needs no other preparation.
 
     Byte-identical images are always audited, and taken away from training alone, where the config says so. Of
     repeats (drop_duplicates) the copy that is first by name stays, and none where validation or test has one.
@@ -53,25 +50,16 @@ def prepare_images(
     """
     final = prepared_path(dataset, data_dir)
     home = final.parents[1]
-    home.mkdir(parents=True, exist_ok=True)
-    with exclusive(home), contextlib.ExitStack() as stack:
-        incomplete = home / 'incomplete'
-        shutil.rmtree(incomplete, ignore_errors=True)
-        stack.callback(shutil.rmtree, incomplete, ignore_errors=True)
-        where = raw_dir or _synthesize(source, home / 'raw', incomplete)
-        raw = stack.enter_context(open_raw(where, source.beside))
-        audit = Audit.begin(source.title, final / 'audit.json', raw.path, raw.signature())
-        if audit.kept:
-            return audit
-        found, table = _examine(source, dataset, raw, audit, skip_bad)
-        rows = table.groupby('split').groups
-        images = {name: [found.images[row] for row in rows[name]] for name in SPLITS if name in rows}
-        written = prepared_path(dataset, incomplete)
-        write_records(written, found.class_names, dataset.channels, images)
+    with preparing(final, home) as written:
+        with open_raw(raw_dir or _synthesize(source, home / 'raw'), source.beside) as raw:
+            audit = Audit.begin(source.title, final / 'audit.json', raw.path, raw.signature())
+            if audit.kept:
+                return audit
+            found, table = _examine(source, dataset, raw, audit, skip_bad)
+            rows = table.groupby('split').groups
+            images = {name: [found.images[row] for row in rows[name]] for name in SPLITS if name in rows}
+            write_images(written, dataset.name, found.class_names, dataset.channels, images)
         audit.save(written / 'audit.json')
-        shutil.rmtree(final, ignore_errors=True)
-        final.parent.mkdir(exist_ok=True)
-        written.rename(final)
     return audit
 
 
@@ -96,7 +84,7 @@ def load_images(dataset: ConfigDict, data_dir: pathlib.Path) -> Dataset:
             f'config.dataset.raw_dir.'
         )
     decoding = Decoding.of(dataset)
-    class_names, parts = read_records(path)
+    class_names, parts = read_images(path)
     splits = {}
     for name, (encoded, records) in parts.items():
         splits[name] = Split(
@@ -126,7 +114,7 @@ def prepared_path(dataset: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(data_dir).expanduser() / dataset.name / preparation / VERSION
 
 
-def _synthesize(source: ImageSource, raw_dir: pathlib.Path, incomplete: pathlib.Path) -> pathlib.Path:
+def _synthesize(source: ImageSource, raw_dir: pathlib.Path) -> pathlib.Path:
     if source.synthesize is None:
         raise UsageError(
             f'there are no raw files to prepare from: set config.dataset.raw_dir (experiments.prepare also takes '
@@ -134,6 +122,7 @@ def _synthesize(source: ImageSource, raw_dir: pathlib.Path, incomplete: pathlib.
             f'{source.where}'
         )
     if not raw_dir.exists():
+        incomplete = raw_dir.with_name('incomplete')
         incomplete.mkdir()
         source.synthesize(incomplete)
         incomplete.rename(raw_dir)

@@ -1,10 +1,10 @@
-"""Labelled images as ArrayRecord files, written by a TFDS builder beside a table of their names and facts."""
+"""Prepared data as ArrayRecord files, written by a TFDS builder; those of images beside a table of names and facts."""
 
 import contextlib
 import io
-import itertools
 import json
 import pathlib
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,39 +12,75 @@ import pandas as pd
 import tensorflow_datasets as tfds
 from absl import logging
 
-from common.data.images import Records
+from common.data.images import Records, exclusive
 from common.data.raw import RawImage
 
 VERSION = '1.0.0'  # of what is written
 TABLE = 'records.csv'
 
 
-def write_records(
-    path: pathlib.Path, class_names: Sequence[str], channels: int, images: Mapping[str, Sequence[RawImage]]
-) -> None:
-    """Writes the images of each split, in the order given: their encoded bytes as they are, labels, names and facts.
+@contextlib.contextmanager
+def preparing(path: pathlib.Path, home: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Where to write what is to be in `path`, below `home`; when complete, it takes that place.
 
-    TFDS decides on the folder: `path` must end in data set / preparation / VERSION.
+    Other processes are kept out meanwhile, and what an interrupted one left is removed. Where nothing is written,
+    `path` stays as it is.
     """
+    incomplete = home / 'incomplete'
+    home.mkdir(parents=True, exist_ok=True)
+    with exclusive(home):
+        shutil.rmtree(incomplete, ignore_errors=True)
+        try:
+            written = incomplete / path.relative_to(home.parent)
+            yield written
+            if written.exists():
+                shutil.rmtree(path, ignore_errors=True)
+                path.parent.mkdir(exist_ok=True)
+                written.rename(path)
+        finally:
+            shutil.rmtree(incomplete, ignore_errors=True)
+
+
+def write_records(
+    path: pathlib.Path, name: str, features: Mapping[str, Any], splits: Mapping[str, Iterable[Mapping[str, Any]]]
+) -> None:
+    """Writes the examples of each split, in the order given, with TFDS's `features`.
+
+    TFDS decides on the folder: `path` must end in NAME / VERSION or NAME / preparation / VERSION.
+    """
+    prepared = path.parent.name != name
     with _quiet():
         builder = _Builder(
-            path.parts[-3],
-            class_names,
-            channels,
-            {name: map(_example, members) for name, members in images.items()},
-            data_dir=str(path.parents[2]),
-            config=tfds.core.BuilderConfig(name=path.parts[-2]),
+            name,
+            features,
+            splits,
+            data_dir=str(path.parents[2 if prepared else 1]),
+            config=tfds.core.BuilderConfig(name=path.parent.name) if prepared else None,
         )
         builder.download_and_prepare()
+
+
+def write_images(
+    path: pathlib.Path, name: str, class_names: Sequence[str], channels: int, images: Mapping[str, Sequence[RawImage]]
+) -> None:
+    """Writes the images of each split: their encoded bytes as they are, labels, names and facts."""
+    features = {
+        'image': tfds.features.Image(shape=(None, None, channels)),
+        'label': tfds.features.ClassLabel(names=list(class_names)),
+        'name': tfds.features.Text(),
+        'group': tfds.features.Text(),
+        'facts': tfds.features.Text(doc='JSON'),
+    }
+    write_records(path, name, features, {split: map(_example, members) for split, members in images.items()})
     rows = [
-        {'split': name, 'name': image.name, 'label': image.label, 'group': image.group, **image.facts}
-        for name, members in images.items()
+        {'split': split, 'name': image.name, 'label': image.label, 'group': image.group, **image.facts}
+        for split, members in images.items()
         for image in members
     ]
     pd.DataFrame(rows).to_csv(path / TABLE, index=False)
 
 
-def read_records(path: pathlib.Path) -> tuple[list[str], dict[str, tuple[Records, pd.DataFrame]]]:
+def read_images(path: pathlib.Path) -> tuple[list[str], dict[str, tuple[Records, pd.DataFrame]]]:
     """The class names, and of each split the encoded images and, row by row, `name`, `label`, `group` and facts."""
     builder = tfds.builder_from_directory(str(path))
     text = {'split': str, 'name': str, 'label': str, 'group': str}
@@ -67,42 +103,26 @@ def _example(image: RawImage) -> Mapping[str, Any]:
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):
-    """Writes encoded images with their labels and facts, in the order given."""
-
     VERSION = tfds.core.Version(VERSION)
     # Where TFDS would look for checksums of downloads, of which there are none.
     code_path = None
 
     def __init__(
-        self,
-        name: str,
-        class_names: Sequence[str],
-        channels: int,
-        examples: Mapping[str, Iterable[Mapping[str, Any]]],
-        **kwargs: Any,
+        self, name: str, features: Mapping[str, Any], splits: Mapping[str, Iterable[Mapping[str, Any]]], **kwargs: Any
     ):
-        self.name = name
-        self._class_names, self._channels, self._examples = class_names, channels, examples
+        self.name, self._features, self._splits = name, features, splits
         super().__init__(file_format='array_record', **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            'image': tfds.features.Image(shape=(None, None, self._channels)),
-            'label': tfds.features.ClassLabel(names=list(self._class_names)),
-            'name': tfds.features.Text(),
-            'group': tfds.features.Text(),
-            'facts': tfds.features.Text(doc='JSON'),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
-        )
+        features = tfds.features.FeaturesDict(self._features)
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> Mapping[str, Iterator[tuple[int, Mapping[str, Any]]]]:
         del dl_manager
-        return {split: self._generate_examples(split) for split in self._examples}
+        return {split: self._generate_examples(split) for split in self._splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        yield from zip(itertools.count(), self._examples[split])
+        yield from enumerate(self._splits[split])
 
 
 @contextlib.contextmanager

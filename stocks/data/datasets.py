@@ -2,10 +2,8 @@
 
 import contextlib
 import importlib.util
-import io
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,15 +12,20 @@ from ml_collections import ConfigDict
 
 from common.data.audit import Audit
 from common.data.dataset import Dataset
-from common.data.images import exclusive
 from common.data.raw import RawFiles, open_raw
+from common.data.records import VERSION, preparing, write_records
 from common.errors import DataError, UsageError
 from stocks.data.csv_files import COLUMNS, History, Reader, price_names
 from stocks.data.panel import build, check
 
-VERSION = '1.0.0'
 DEMO = 'demo'  # the config.dataset.name of the prices that come with a package
 DEMO_PACKAGE, DEMO_FILE = 'bokeh_sampledata', 'stocks.csv.gz'
+FEATURES = {
+    'ticker': tfds.features.Text(),
+    'dates': tfds.features.Tensor(shape=(None,), dtype=np.int64),  # days since 1970
+    # As bytes, because the format's own lists of numbers are float32.
+    'values': tfds.features.Tensor(shape=(None, len(COLUMNS)), dtype=np.float64, encoding='bytes'),
+}
 
 
 def prepare(config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool) -> Audit:
@@ -41,9 +44,7 @@ def prepare(config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.
     """
     check(config)
     final = _prepared_path(config, data_dir)
-    home = final.parent
-    home.mkdir(parents=True, exist_ok=True)
-    with exclusive(home), _open(config, raw_dir, final) as (raw, names), contextlib.ExitStack() as stack:
+    with preparing(final, final.parent) as written, _open(config, raw_dir, final) as (raw, names):
         audit = Audit.begin(f'daily prices ({config.name})', final / 'audit.json', raw.path, raw.signature())
         if audit.kept:
             return audit
@@ -55,17 +56,8 @@ def prepare(config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.
             audit.refuse_bad()
         if not reader.histories:
             raise DataError(f'{raw.path} holds no usable prices.\n{audit}')
-        incomplete = home / 'incomplete'
-        shutil.rmtree(incomplete, ignore_errors=True)
-        stack.callback(shutil.rmtree, incomplete, ignore_errors=True)
-        builder = PriceHistories(config.name, list(reader.histories.values()), data_dir=str(incomplete))
-        tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
-        written = pathlib.Path(builder.data_dir)
+        write_records(written, config.name, FEATURES, {'tickers': map(_example, reader.histories.values())})
         audit.save(written / 'audit.json')
-        shutil.rmtree(final, ignore_errors=True)
-        written.rename(final)
     return audit
 
 
@@ -99,33 +91,9 @@ def read_histories(config: ConfigDict, data_dir: pathlib.Path) -> list[History]:
     return sorted(histories, key=lambda history: history.ticker)
 
 
-class PriceHistories(tfds.core.GeneratorBasedBuilder):
-    """One record for each ticker: its name, its dates (days since 1970) and its values in the order of COLUMNS."""
-
-    VERSION = tfds.core.Version(VERSION)
-
-    def __init__(self, name: str, histories: Sequence[History], **kwargs: Any):
-        self.name = name
-        self._histories = histories
-        super().__init__(file_format='array_record', **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            'ticker': tfds.features.Text(),
-            'dates': tfds.features.Tensor(shape=(None,), dtype=np.int64),
-            # As bytes, because the format's own lists of numbers are float32.
-            'values': tfds.features.Tensor(shape=(None, len(COLUMNS)), dtype=np.float64, encoding='bytes'),
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager: Any) -> Mapping[str, Iterator[tuple[str, Mapping[str, Any]]]]:
-        del dl_manager
-        return {'tickers': self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        for history in self._histories:
-            dates = history.dates.astype('datetime64[D]').astype(np.int64)
-            yield history.ticker, {'ticker': history.ticker, 'dates': dates, 'values': history.values}
+def _example(history: History) -> Mapping[str, Any]:
+    dates = history.dates.astype('datetime64[D]').astype(np.int64)
+    return {'ticker': history.ticker, 'dates': dates, 'values': history.values}
 
 
 @contextlib.contextmanager
