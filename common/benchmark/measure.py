@@ -131,7 +131,7 @@ def against_peers(
             tried: dict[str, tuple[float, Contestant]] = {}
             for peer in [first, *map(stack.enter_context, more)]:
                 tried |= _try_settings(peer, say)
-            rows += [_peer_row(mirrored, name, label, 'step, trial', [rate]) for label, (rate, _) in tried.items()]
+            rows += [_row(mirrored, label, 'step, trial', [rate], name) for label, (rate, _) in tried.items()]
             if tried:
                 label = max(tried, key=lambda label: tried[label][0])
                 best[name, label] = tried[label][1]
@@ -141,7 +141,7 @@ def against_peers(
             ours = rates.pop(('triptych', ''))
             rows.append(_row(mirrored, program.transport, 'step', ours) | {'augmentation': False})
             for (name, setting), theirs in rates.items():
-                row = _peer_row(mirrored, name, setting, 'step', theirs)
+                row = _row(mirrored, setting, 'step', theirs, name)
                 rows.append(row)
                 ratios.append(
                     {'peer': name}
@@ -165,21 +165,19 @@ def _try_settings(peer: Peer, say: Callable[[str], None]) -> dict[str, tuple[flo
     return tried
 
 
-def _row(training: Training, transport: str, kind: str, samples: list[float]) -> Row:
-    row = {'side': 'triptych', 'setting': transport, 'kind': kind, 'transport': transport}
-    return row | _facts(training) | spread(samples) | {'unit': 'examples/s', 'repeats': len(samples)}
-
-
-def _peer_row(training: Training, name: str, setting: str, kind: str, samples: list[float]) -> Row:
-    row = {'side': name, 'setting': setting, 'kind': kind, 'transport': None}
-    return row | _facts(training) | spread(samples) | {'unit': 'examples/s', 'repeats': len(samples)}
-
-
-def _facts(training: Training) -> Row:
+def _row(training: Training, setting: str, kind: str, samples: list[float], peer: str = '') -> Row:
+    """Of ours, whose setting is the transport, or of a peer."""
     return {
+        'side': peer or 'triptych',
+        'setting': setting,
+        'kind': kind,
+        'transport': None if peer else setting,
         'model': type(training.model).__name__,
         'dtype': dtype(training),
         'batch_size': training.config.batch_size,
         'devices': len(training.parallel),
         'models': training.members.count or 1,
+        **spread(samples),
+        'unit': 'examples/s',
+        'repeats': len(samples),
     }

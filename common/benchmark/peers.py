@@ -19,12 +19,12 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from common.benchmark.machine import cores
 from common.benchmark.rates import Contestant
 from common.config import plain
 from common.errors import UserError
 from common.evaluation.restore import example_inputs
 from common.process import TUNABLES
+from common.processor import cores
 from common.training.setup import Training, num_parameters
 
 # On a CPU, the same settings of memory for both sides.

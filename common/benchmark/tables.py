@@ -9,8 +9,9 @@ from common.benchmark.rates import Row
 def as_text(results: Mapping[str, Any]) -> str:
     """`results` as the JSON file holds them."""
     machine, rows, ratios = results['machine'], results['rows'], results['ratios']
-    flags = f' with {", ".join(machine["flags"])}' if machine['flags'] else ''
-    parts = [f'{machine["processor"]}, {machine["cores"]} cores{flags}; devices: {", ".join(machine["devices"])}']
+    processor, devices = machine['processor'], ', '.join(machine['devices'])
+    features = f' with {processor["features"].replace(" ", ", ")}' if processor['features'] else ''
+    parts = [f'{processor["model"]}, {machine["cores"]} cores{features}; devices: {devices}']
     parts.append(_table(['side', 'setting', 'kind', 'dtype', 'batch', 'median', 'low .. high', ''], map(_cells, rows)))
     parts += [_costs(row) for row in rows if 'flops_per_step' in row]
     parts += [
@@ -27,24 +28,15 @@ def as_text(results: Mapping[str, Any]) -> str:
 def _cells(row: Row) -> list[str]:
     seconds = row['unit'] == 's'
     number = (lambda value: f'{value:,.2f} s') if seconds else (lambda value: f'{value:,.0f}/s')
-    names = {'models': 'models', 'devices': 'devices', 'dataset_size': 'examples'}
-    notes = [f'{row[key]:,} {words}' for key, words in names.items() if row.get(key, 1) > 1]
+    counted = {'models': 'models', 'devices': 'devices', 'dataset_size': 'examples'}
+    notes = [f'{row[key]:,} {words}' for key, words in counted.items() if row.get(key, 1) > 1]
     if 'share_of_step' in row:
         notes.append(f'{row["share_of_step"]:.2f} of the step')
     if row.get('augmentation') is False:
         notes.append('no augmentation')
-    batch = str(row.get('batch_size', ''))
+    names = [row[key] for key in ('side', 'setting', 'kind', 'dtype')]
     extent = f'{number(row["low"])} .. {number(row["high"])}'
-    return [
-        row['side'],
-        row['setting'],
-        row['kind'],
-        row['dtype'],
-        batch,
-        number(row['median']),
-        extent,
-        ', '.join(notes),
-    ]
+    return [*names, str(row['batch_size']), number(row['median']), extent, ', '.join(notes)]
 
 
 def _ratio_cells(row: Row) -> list[str]:
