@@ -1,5 +1,6 @@
 """What the image classifiers share: data, normalisation, losses against imbalance, metrics, prediction files."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -62,8 +63,7 @@ class ClassificationTask(Task):
     @classmethod
     def prepare(cls, config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool) -> Audit:
         source = choose(cls.sources, config.dataset.name, 'dataset.name')
-        place = _place(config, data_dir) if raw_dir else _place_of_prepared(config, data_dir)
-        return prepare_images(source, config.dataset, raw_dir, place, skip_bad)
+        return prepare_images(source, config.dataset, raw_dir, _place(config, data_dir), skip_bad)
 
     @classmethod
     def is_prepared(cls, config: ConfigDict, data_dir: pathlib.Path) -> bool:
@@ -76,17 +76,16 @@ class ClassificationTask(Task):
         Pixels are standardised by `config.dataset.normalisation` (mean, deviation) instead where pretrained weights
         were.
         """
-        dataset = load_images(config.dataset, _place_of_prepared(config, data_dir))
+        dataset = load_images(config.dataset, _place(config, data_dir))
         train = dataset.splits['train']
         counts = np.bincount(train.columns['label'], minlength=len(dataset.info['class_names']))
         given = config.dataset.get('normalisation')
-        mean, deviation = (
-            ([value] * config.dataset.channels for value in given)
-            if given
-            else pixel_statistics(train.columns['image'])
-        )
+        if given:
+            mean, deviation = ([value] * config.dataset.channels for value in given)
+        else:
+            mean, deviation = pixel_statistics(train.columns['image'])
         fitted = {'class_counts': counts.tolist(), 'pixel_mean': mean, 'pixel_deviation': deviation}
-        return Dataset(splits=dataset.splits, info={**dataset.info, **fitted})
+        return dataclasses.replace(dataset, info={**dataset.info, **fitted})
 
     def model(self) -> Any:
         settings = self.config.model.to_dict()
@@ -212,17 +211,6 @@ class ClassificationTask(Task):
 def _place(config: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
     """Where data sets go by their names: those of one's own, which all have one name, lie apart for each task."""
     return data_dir / config.task if config.dataset.name == OWN else data_dir
-
-
-def _place_of_prepared(config: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
-    """The same; raises DataError where an earlier version has put the data set beside those of all tasks."""
-    place, dataset = _place(config, data_dir), config.dataset
-    if place == data_dir or is_prepared_images(dataset, place) or not is_prepared_images(dataset, data_dir):
-        return place
-    raise DataError(
-        f'{OWN} is not prepared in {place / OWN}, but in {data_dir / OWN}, where an earlier version put it. If it '
-        f'is of this task, move {data_dir / OWN} to {place / OWN}.'
-    )
 
 
 def _names(files: Sequence[str]) -> list[str]:

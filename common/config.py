@@ -155,10 +155,7 @@ class RunRecord:
     environment: Mapping[str, Any]
 
     def check_data(self, info: Mapping[str, Any], workdir: pathlib.Path) -> None:
-        """Raises DataError where a data set of that `info` is not the one that the run in `workdir` was trained on.
-
-        What an earlier version did not write down is not compared.
-        """
+        """Raises DataError where a data set of that `info` is not the one that the run in `workdir` was trained on."""
         now = json.loads(json.dumps(info))
         changed = [key for key, value in self.info.items() if value != now.get(key)]
         if changed:

@@ -192,29 +192,22 @@ def read_ckplus(raw: RawFiles, audit: Audit) -> RawImages:
     return RawImages(found.class_names, images)
 
 
-_FER2013 = ImageSource(
-    title='FER2013 (Goodfellow et al. 2013, arXiv:1307.0414)',
-    where='https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge',
-    licence='as the Kaggle competition says',
-    read=read_fer2013,
-    beside=(VOTES_TABLE,),
-)
-_CKPLUS = ImageSource(
-    title='CK+48, cropped from the Extended Cohn-Kanade set (Lucey et al. 2010, doi:10.1109/CVPRW.2010.5543262)',
-    where='https://www.jeffcohn.net/Resources',
-    licence="research only, by the owners' agreement",
-    read=read_ckplus,
-)
-_SYNTHETIC = ImageSource(
-    title='synthetic faces, drawn by this program, in the layout of FER2013',
-    where='this program',
-    licence='Apache-2.0',
-    read=read_fer2013,
-    synthesize=synthetic.draw_fer2013,
-)
 SOURCES: Mapping[str, ImageSource] = {
-    'fer2013': _FER2013,
-    'ckplus': _CKPLUS,
+    'fer2013': ImageSource(
+        title='FER2013 (Goodfellow et al. 2013, arXiv:1307.0414)',
+        where='https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge',
+        read=read_fer2013,
+        beside=(VOTES_TABLE,),
+    ),
+    'ckplus': ImageSource(
+        title='CK+48, cropped from the Extended Cohn-Kanade set (Lucey et al. 2010, doi:10.1109/CVPRW.2010.5543262)',
+        where='https://www.jeffcohn.net/Resources',
+        read=read_ckplus,
+    ),
     'folders': FOLDERS,
-    'synthetic_faces': _SYNTHETIC,
+    'synthetic_faces': ImageSource(
+        title='synthetic faces, drawn by this program, in the layout of FER2013',
+        read=read_fer2013,
+        synthesize=synthetic.draw_fer2013,
+    ),
 }

@@ -202,49 +202,36 @@ def _image(raw: RawFiles, row: Mapping[str, str], path: str, facts: Collection[s
     )
 
 
-HAM10000 = ImageSource(
-    title='HAM10000 (Tschandl, Rosendahl and Kittler 2018, doi:10.1038/sdata.2018.161)',
-    where='https://doi.org/10.7910/DVN/DBW86T',
-    licence='CC BY-NC 4.0',
-    read=read_ham10000,
-)
-DEMO = ImageSource(
-    title='synthetic lesions, drawn by this program and of no medical meaning, in the layout of HAM10000',
-    where='this program',
-    licence='Apache-2.0',
-    read=read_ham10000,
-    synthesize=synthetic.draw_ham10000,
-)
-ISIC2018 = ImageSource(
-    title='ISIC 2018 Task 3 (Codella et al. 2019, arXiv:1902.03368)',
-    where='https://challenge.isic-archive.com/data/#2018',
-    licence='CC BY-NC 4.0',
-    read=read_challenge,
-)
-ISIC2019 = ImageSource(
-    title='ISIC 2019 (HAM10000; BCN_20000, arXiv:1908.02288; MSK, arXiv:1710.05006)',
-    where='https://challenge.isic-archive.com/data/#2019',
-    licence='CC BY-NC 4.0',
-    read=read_challenge,
-)
-ISIC2020 = ImageSource(
-    title='ISIC 2020, SIIM-ISIC Melanoma Classification (Rotemberg et al. 2021, doi:10.1038/s41597-021-00815-z)',
-    where='https://challenge.isic-archive.com/data/#2020',
-    licence='CC BY-NC 4.0',
-    read=read_isic2020,
-)
-ISIC9 = ImageSource(
-    title='Skin Cancer ISIC, nine diagnoses of the ISIC archive in one folder each',
-    where='https://www.kaggle.com/datasets/nodoubttome/skin-cancer9-classesisic',
-    licence='CC-0 or CC BY-NC, image by image',
-    read=read_folders,
-)
 SOURCES: Mapping[str, ImageSource] = {
-    'ham10000': HAM10000,
-    'isic2018': ISIC2018,
-    'isic2019': ISIC2019,
-    'isic2020': ISIC2020,
-    'isic9': ISIC9,
+    'ham10000': ImageSource(
+        title='HAM10000 (Tschandl, Rosendahl and Kittler 2018, doi:10.1038/sdata.2018.161)',
+        where='https://doi.org/10.7910/DVN/DBW86T',
+        read=read_ham10000,
+    ),
+    'isic2018': ImageSource(
+        title='ISIC 2018 Task 3 (Codella et al. 2019, arXiv:1902.03368)',
+        where='https://challenge.isic-archive.com/data/#2018',
+        read=read_challenge,
+    ),
+    'isic2019': ImageSource(
+        title='ISIC 2019 (HAM10000; BCN_20000, arXiv:1908.02288; MSK, arXiv:1710.05006)',
+        where='https://challenge.isic-archive.com/data/#2019',
+        read=read_challenge,
+    ),
+    'isic2020': ImageSource(
+        title='ISIC 2020, SIIM-ISIC Melanoma Classification (Rotemberg et al. 2021, doi:10.1038/s41597-021-00815-z)',
+        where='https://challenge.isic-archive.com/data/#2020',
+        read=read_isic2020,
+    ),
+    'isic9': ImageSource(
+        title='Skin Cancer ISIC, nine diagnoses of the ISIC archive in one folder each',
+        where='https://www.kaggle.com/datasets/nodoubttome/skin-cancer9-classesisic',
+        read=read_folders,
+    ),
     'folders': FOLDERS,
-    'demo': DEMO,
+    'demo': ImageSource(
+        title='synthetic lesions, drawn by this program and of no medical meaning, in the layout of HAM10000',
+        read=read_ham10000,
+        synthesize=synthetic.draw_ham10000,
+    ),
 }

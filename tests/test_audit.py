@@ -42,9 +42,7 @@ def test_a_stored_audit_reads_back_the_same(tmp_path):
 def test_a_folder_that_was_stored_through_a_link_is_no_other_folder(tmp_path):
     (tmp_path / 'raw').mkdir()
     (tmp_path / 'link').symlink_to(tmp_path / 'raw')
-    stored = Audit('a set')
-    stored.count(raw_files=str(tmp_path / 'link'), raw_signature='before')
-    stored.save(tmp_path / 'audit.json')
+    Audit.begin('a set', tmp_path / 'audit.json', tmp_path / 'link', 'before').save(tmp_path / 'audit.json')
     audit = Audit.begin('a set', tmp_path / 'audit.json', tmp_path / 'raw', 'now')
     assert 'instead_of' not in audit.counts
 

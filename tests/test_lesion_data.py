@@ -17,7 +17,7 @@ from common.data.audit import Audit
 from common.data.builders import load_images, prepare_images
 from common.errors import DataError
 from lesion.configs import isic9, isic2018, isic2019, isic2020
-from lesion.datasets import ISIC9, ISIC2018, ISIC2019, ISIC2020
+from lesion.datasets import SOURCES
 from tests.conftest import run_script
 
 CLASSES = ('MEL', 'NV', 'BCC')
@@ -64,7 +64,7 @@ def folders(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def prepared_isic9(raw: pathlib.Path, data_dir: pathlib.Path, **changes: object) -> tuple[Audit, pd.DataFrame]:
     dataset = small(isic9.get_config(), **changes)
-    return prepare_images(ISIC9, dataset, raw, data_dir), records_of(dataset, data_dir)
+    return prepare_images(SOURCES['isic9'], dataset, raw, data_dir), records_of(dataset, data_dir)
 
 
 def test_isic9_keeps_its_test_images_and_cuts_validation_by_content(folders, tmp_path):
@@ -162,7 +162,7 @@ def truth_of(raw: pathlib.Path, part: str = 'Training') -> pathlib.Path:
 
 def prepared_2018(raw: pathlib.Path, data_dir: pathlib.Path, skip_bad: bool = False) -> tuple[Audit, pd.DataFrame]:
     dataset = small(isic2018.get_config())
-    return prepare_images(ISIC2018, dataset, raw, data_dir, skip_bad), records_of(dataset, data_dir)
+    return prepare_images(SOURCES['isic2018'], dataset, raw, data_dir, skip_bad), records_of(dataset, data_dir)
 
 
 def test_training_images_alone_are_split_by_lesion(challenge, tmp_path):
@@ -209,7 +209,7 @@ def test_2019_brings_facts_and_classes_that_no_training_image_has(tmp_path):
     more.to_csv(raw / 'ISIC_2019_Test_Metadata.csv', index=False)
 
     dataset = small(isic2019.get_config())
-    audit = prepare_images(ISIC2019, dataset, raw, tmp_path)
+    audit = prepare_images(SOURCES['isic2019'], dataset, raw, tmp_path)
     assert load_images(dataset, tmp_path).info['class_names'] == ['MEL', 'NV', 'SCC']
     assert audit['classes_without_training'].items == ['ISIC_0101 (UNK)']
     records = records_of(dataset, tmp_path)
@@ -291,7 +291,7 @@ def test_2020_is_split_by_patient(tmp_path, name, more):
     table = table.assign(benign_malignant=[('benign', 'malignant')[bad] for bad in malignant], target=malignant)
     table.to_csv(raw / name, index=False)
     dataset = small(isic2020.get_config())
-    audit = prepare_images(ISIC2020, dataset, raw, tmp_path / 'data')
+    audit = prepare_images(SOURCES['isic2020'], dataset, raw, tmp_path / 'data')
     records = records_of(dataset, tmp_path / 'data')
     assert records.label.tolist() == table.benign_malignant.tolist()
     assert records.group.tolist() == table.patient_id.tolist()

@@ -23,10 +23,11 @@ from expressions.configs import folders as faces_in_folders
 from expressions.task import Expressions
 from lesion import synthetic
 from lesion.configs import ham10000
-from lesion.datasets import DEMO, HAM10000, HAM10000_CLASSES
+from lesion.datasets import HAM10000_CLASSES, SOURCES
 from lesion.task import Lesion
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+HAM10000 = SOURCES['ham10000']
 CONFIG = {
     'name': 'tiny',
     'split_fractions': {'train': 0.6, 'validation': 0.2, 'test': 0.2},
@@ -373,21 +374,6 @@ def test_folders_of_ones_own_lie_apart_for_each_task(tmp_path):
     assert examples == [26, 20]
 
 
-def test_folders_of_ones_own_that_an_earlier_version_put_beside_all_tasks_are_to_be_moved(tmp_path):
-    moles = ham10000.get_config()
-    moles.dataset.name = 'folders'
-    raw = write_folders(tmp_path / 'raw')
-    prepare_images(FOLDERS, moles.dataset, raw, tmp_path / 'data')
-    said = rf'move {tmp_path}/data/folders to {tmp_path}/data/lesion/folders\.'
-    with pytest.raises(DataError, match=said):
-        Lesion.load(moles, tmp_path / 'data')
-    with pytest.raises(DataError, match=said):
-        Lesion.prepare(moles, None, tmp_path / 'data', skip_bad=False)
-    (tmp_path / 'data' / 'lesion').mkdir()
-    (tmp_path / 'data' / 'folders').rename(tmp_path / 'data' / 'lesion' / 'folders')
-    assert sum(map(len, Lesion.load(moles, tmp_path / 'data').splits.values())) == 26
-
-
 def test_raw_files_are_asked_for_where_nothing_can_be_drawn(tmp_path):
     with pytest.raises(UsageError, match=r'set config\.dataset\.raw_dir .*--raw_dir.*doi\.org'):
         prepare_images(HAM10000, config(), None, tmp_path)
@@ -397,7 +383,7 @@ INTERRUPTED = """
 import dataclasses, pathlib, sys, time
 sys.path.insert(0, 'tests')
 from common.data import builders
-from lesion.datasets import HAM10000
+from lesion.datasets import SOURCES
 from test_prepare_images import config
 
 raw_dir, data_dir = map(pathlib.Path, sys.argv[1:])
@@ -412,9 +398,9 @@ def read(files, audit):
             time.sleep(60)
         return files.read(name)
     slow_files = dataclasses.replace(files, _read=lambda name: slow(name))
-    return HAM10000.read(slow_files, audit)
+    return SOURCES['ham10000'].read(slow_files, audit)
 
-builders.prepare_images(dataclasses.replace(HAM10000, read=read), config(), raw_dir, data_dir)
+builders.prepare_images(dataclasses.replace(SOURCES['ham10000'], read=read), config(), raw_dir, data_dir)
 """
 
 
@@ -446,9 +432,9 @@ def test_two_at_once_prepare_once(raw, tmp_path):
     script = (
         'import sys, pathlib; sys.path.insert(0, "tests")\n'
         'from common.data.builders import prepare_images\n'
-        'from lesion.datasets import HAM10000\n'
+        'from lesion.datasets import SOURCES\n'
         'from test_prepare_images import config\n'
-        'prepare_images(HAM10000, config(), *map(pathlib.Path, sys.argv[1:]))\n'
+        'prepare_images(SOURCES["ham10000"], config(), *map(pathlib.Path, sys.argv[1:]))\n'
         'assert "tensorflow" not in sys.modules\n'
     )
     command = [sys.executable, '-c', script, str(raw), str(tmp_path)]
@@ -461,7 +447,7 @@ def test_two_at_once_prepare_once(raw, tmp_path):
 
 
 def test_the_demo_is_drawn_the_same_each_time_and_prepared_like_the_real_set(tmp_path):
-    audit = prepare_images(DEMO, config(name='demo'), None, tmp_path)
+    audit = prepare_images(SOURCES['demo'], config(name='demo'), None, tmp_path)
     assert audit.counts['images'] == sum(look.images for look in synthetic.LOOKS.values())
     assert not any(finding.items for finding in audit.findings)
     records = all_records(load_images(config(name='demo'), tmp_path))

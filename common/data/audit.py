@@ -101,7 +101,7 @@ class Audit:
             if stored.counts['raw_signature'] == signature:
                 stored.kept = True
                 return stored
-            if str(pathlib.Path(stored.counts['raw_files']).resolve()) != place:  # stored with links by older versions
+            if stored.counts['raw_files'] != place:
                 audit.count(instead_of=stored.counts['raw_files'])
         audit.count(prepared_in=str(path.parent), raw_files=place, raw_signature=signature)
         return audit
@@ -120,13 +120,10 @@ def _table(name: str, rows: Mapping[str, Any]) -> list[str]:
     return [f'  {name}:', *(f'    {line}' for line in text.splitlines())]
 
 
-def audit_labelled(audit: Audit, table: pd.DataFrame, group_noun: str = 'groups') -> None:
+def audit_labelled(audit: Audit, table: pd.DataFrame) -> None:
     """Adds what can be wrong between examples: repeats, contradictions and leaks from split to split.
 
-    Args:
-      audit: gets the findings.
-      table: one row per example with `name`, `label`, `group`, `split` and `digest` (equal for equal content).
-      group_noun: what a group is, in the plural.
+    `table` has one row per example with `name`, `label`, `group`, `split` and `digest` (equal for equal content).
     """
     within: list[str] = []
     across: list[str] = []
@@ -149,4 +146,4 @@ def audit_labelled(audit: Audit, table: pd.DataFrame, group_noun: str = 'groups'
     audit.add('contradictory_labels', 'sets of byte-identical images with contradictory labels', contradictory)
     splits_of = table.groupby('group').split.unique()
     straddling = [f'{group} ({", ".join(sorted(splits))})' for group, splits in splits_of.items() if len(splits) > 1]
-    audit.add('straddling_groups', f'{group_noun} with images in several splits', straddling)
+    audit.add('straddling_groups', 'groups with images in several splits', straddling)

@@ -117,6 +117,5 @@ def _plain(folder: str) -> str:
 FOLDERS = ImageSource(
     title='Images in one folder per class',
     where='your own',
-    licence='your own',
     read=read_folders,
 )

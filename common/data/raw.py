@@ -169,17 +169,15 @@ class ImageSource:
 
     Attributes:
       title: its full name, with the paper.
-      where: where a person gets it.
-      licence: what it may be used for.
       read: lists images and labels, and adds to the audit what does not fit together.
+      where: where a person gets it, for sets that are not drawn.
       beside: names of files that count where they lie beside a lone table.
       synthesize: writes the raw layout into an empty folder, for sets that are drawn instead of downloaded.
     """
 
     title: str
-    where: str
-    licence: str
     read: Callable[[RawFiles, Audit], RawImages]
+    where: str = ''
     beside: Collection[str] = ()
     synthesize: Callable[[pathlib.Path], None] | None = None
 
