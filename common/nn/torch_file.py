@@ -6,9 +6,6 @@ import math
 import pathlib
 import pickle
 import struct
-import sys
-import zipfile
-from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import jax.numpy as jnp
@@ -29,11 +26,7 @@ STORAGES: dict[str, np.dtype] = {
     'ByteStorage': np.dtype(np.uint8),
     'BoolStorage': np.dtype(np.bool_),
 }
-OLD_MAGIC = 0x1950A86A20F9469CFC6C  # how files begin that PyTorch wrote before 1.6
-DAMAGED = (
-    *(pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError),
-    *(struct.error, zipfile.BadZipFile, OverflowError, UnicodeDecodeError, MemoryError, RecursionError),
-)
+MAGIC = 0x1950A86A20F9469CFC6C  # how such files begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +73,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a file that `torch.save(state_dict, path)` wrote, by name; old files and zip files.
+    """The tensors by name of a file that `torch.save(state_dict, path)` wrote before PyTorch 1.6; later ones are zips.
 
     Raises:
       DataError: naming the file: it is missing or damaged, holds something else than tensors by name, or its pickle
@@ -88,56 +81,30 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """
     try:
         with path.open('rb') as file:
-            views, load = (_open_zip if zipfile.is_zipfile(file) else _open_old)(file)
-            if not isinstance(views, dict) or not all(isinstance(view, _View) for view in views.values()):
-                raise ValueError('it holds something else than tensors by name')
-            return {name: view.cut(load(view.storage), name) for name, view in views.items()}
+            return _read(file)
     except DataError as error:
         raise DataError(f'{path} is refused: {error}.') from error
-    except DAMAGED as error:
-        raise DataError(f'{path} is no file of PyTorch tensors, or damaged ({error}).') from error
     except OSError as error:
         raise DataError(f'{path} cannot be read ({error.strerror}).') from error
+    except Exception as error:  # on garbage, pickle raises whatever it runs into
+        raise DataError(f'{path} is no file of PyTorch tensors, or damaged ({error}).') from error
 
 
-type _Load = Callable[[_Storage], np.ndarray]
-
-
-def _open_zip(file: BinaryIO) -> tuple[Any, _Load]:
-    archive = zipfile.ZipFile(file)
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-        raise ValueError('it is compressed, as PyTorch never does')  # and might grow beyond all memory
-    (pickled,) = (name for name in archive.namelist() if name.endswith('/data.pkl'))
-    folder = pickled.removesuffix('data.pkl')
-    order = archive.read(folder + 'byteorder').decode() if folder + 'byteorder' in archive.namelist() else 'little'
-
-    def load(storage: _Storage) -> np.ndarray:
-        return _numbers(archive.read(f'{folder}data/{storage.key}'), storage, order)
-
-    with archive.open(pickled) as stream:
-        return _Unpickler(stream).load(), load
-
-
-def _open_old(file: BinaryIO) -> tuple[Any, _Load]:
+def _read(file: BinaryIO) -> dict[str, np.ndarray]:
     """Pickles of a magic number, a version, the machine, the tensors and the storages' keys; then the storages."""
-    file.seek(0)
-    if _Unpickler(file).load() != OLD_MAGIC:
+    if _Unpickler(file).load() != MAGIC:
         raise ValueError('it does not begin as one')
     _Unpickler(file).load()
-    order = 'little' if _Unpickler(file).load()['little_endian'] else 'big'
+    if not _Unpickler(file).load()['little_endian']:
+        raise ValueError('its numbers begin with their highest byte')
     views = _Unpickler(file).load()
-    by_key = {view.storage.key: view.storage for view in views.values() if isinstance(view, _View)}
-    storages = {}
+    if not isinstance(views, dict) or not all(isinstance(view, _View) for view in views.values()):
+        raise ValueError('it holds something else than tensors by name')
+    storages = {view.storage.key: view.storage for view in views.values()}
+    numbers = {}
     for key in _Unpickler(file).load():
-        (size,) = struct.unpack('<q' if order == 'little' else '>q', file.read(8))
-        if size != by_key[key].size:
-            raise ValueError(f'storage {key} has {size} numbers instead of {by_key[key].size}')
-        storages[key] = _numbers(file.read(size * by_key[key].dtype.itemsize), by_key[key], order)
-    return views, lambda storage: storages[storage.key]
-
-
-def _numbers(raw: bytes, storage: _Storage, order: str) -> np.ndarray:
-    numbers = np.frombuffer(raw, storage.dtype)
-    if len(numbers) != storage.size:
-        raise ValueError(f'storage {storage.key} has {len(numbers)} numbers instead of {storage.size}')
-    return numbers if order == sys.byteorder else numbers.byteswap()
+        storage, (size,) = storages[key], struct.unpack('<q', file.read(8))
+        numbers[key] = np.frombuffer(file.read(storage.size * storage.dtype.itemsize), storage.dtype)
+        if not size == storage.size == len(numbers[key]):
+            raise ValueError(f'storage {key} has {len(numbers[key])} of {size} numbers instead of {storage.size}')
+    return {name: view.cut(numbers[view.storage.key], name) for name, view in views.items()}
