@@ -93,18 +93,19 @@ class Checkpoints:
           CheckpointError: if the files are damaged or belong to another model.
         """
         self._check(step, abstract, self._metadata(step))
-        return self._restore(step, 'state', abstract), self._restore(step, 'progress', None)
+        found = self._restore(step, abstract, progress=ocp.args.JsonRestore())
+        return found['state'], found['progress']
 
-    def restore_variables(self, abstract: Tree, step: int, sharding: jax.sharding.Sharding | None = None) -> Tree:
+    def restore_variables(self, abstract: Tree, step: int) -> Tree:
         """Only what evaluation needs, {'params': ..., 'batch_stats': ...}; the moving average where there is one."""
         metadata = self._metadata(step)
         params = 'average' if metadata.get('average') else 'params'
-        place = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract)
         collections = {name: tree for name, tree in wanted.items() if name != 'params'}
         wanted = {params: wanted['params'], 'collections': collections}
         self._check(step, wanted, {name: metadata[name] for name in wanted})
-        state = self._restore(step, 'state', wanted, partial=True)
+        state = self._restore(step, wanted, partial=True)['state']
         return {'params': state[params], **state['collections']}
 
     def _metadata(self, step: int) -> dict[str, Any]:
@@ -114,17 +115,11 @@ class Checkpoints:
         except Exception as error:
             raise self._damaged(step, error) from error
 
-    def _restore(self, step: int, item: str, abstract: Tree | None, partial: bool = False) -> Any:
-        if item == 'progress':
-            args: Any = ocp.args.JsonRestore()
-        else:
-            args = ocp.args.PyTreeRestore(
-                abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                partial_restore=partial,
-            )
+    def _restore(self, step: int, state: Tree, partial: bool = False, **others: Any) -> Any:
+        restore_args = ocp.checkpoint_utils.construct_restore_args(state)
+        args = ocp.args.PyTreeRestore(state, restore_args=restore_args, partial_restore=partial)
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+            return self._manager.restore(step, args=ocp.args.Composite(state=args, **others))
         except Exception as error:  # Orbax and TensorStore raise many types for one thing
             raise self._damaged(step, error) from error
 
