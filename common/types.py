@@ -8,7 +8,6 @@ import numpy as np
 
 type Array = jax.Array | np.ndarray
 type Images = Array  # uint8 [batch, height, width, channels]
-type Labels = Array  # int32 [batch]
 type Logits = Array  # float32 [batch, num_classes]
 type Keys = Array  # one PRNG key per example, [batch]
 type Tree = Any  # a pytree of arrays
