@@ -39,13 +39,12 @@ def one_of_each():
     }
 
 
-@pytest.mark.parametrize('suffix', ['.png', '.pdf'])
-def test_equal_figures_are_equal_files_without_a_date(tmp_path, suffix):
+def test_equal_figures_are_equal_files_without_a_date(tmp_path):
     written = []
     for folder in ('first', 'second'):
         (tmp_path / folder).mkdir()
         for name, figure in one_of_each().items():
-            plots.save(figure, tmp_path / folder / f'{name}{suffix}')
+            plots.save(figure, tmp_path / folder / f'{name}.png')
         written.append({path.name: path.read_bytes() for path in sorted((tmp_path / folder).iterdir())})
     assert len(written[0]) == 5
     assert written[0] == written[1]
@@ -60,8 +59,6 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match='unknown'):
         plots.save(figure, path)
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [('figure.png', b'old')]
-    with pytest.raises(ValueError, match='end the name in'):
-        plots.save(figure, tmp_path / 'figure.gif')
 
 
 def test_nothing_needs_pyplot(monkeypatch):

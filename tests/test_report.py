@@ -21,7 +21,7 @@ from common.evaluation.calibration import fit_temperature
 from common.evaluation.report import measures
 from common.evaluation.report.classification import classification_report
 from common.evaluation.report.gallery import overlay, right_and_wrong
-from common.evaluation.report.page import Page, label, threshold_text, write_page
+from common.evaluation.report.page import label, threshold_text, write_page
 from common.evaluation.report.run import run_section
 from common.evaluation.restore import restore
 from common.findings import Card, Evidence, Gallery, Report, Section, Table
@@ -97,15 +97,7 @@ def report_of(directory: pathlib.Path, test: tuple[np.ndarray, Split], validatio
 
 
 def page_of(report: Report, directory: pathlib.Path) -> str:
-    page = Page(
-        title='<title>',
-        subtitle='a < b',
-        notice='No diagnosis.',
-        metrics=report.metrics,
-        headlines=report.headlines,
-        sections=report.sections,
-    )
-    return write_page(page, directory).read_text()
+    return write_page(report, directory, title='<title>', subtitle='a < b', notice='No diagnosis.').read_text()
 
 
 @pytest.fixture(scope='module')
@@ -262,15 +254,11 @@ def test_an_overlay_leaves_cold_places_as_they_are():
 def test_undefined_figures_are_dashes_and_metrics_read_as_people_write_them(tmp_path):
     table = Table(columns=('a', 'b', 'c'), rows=[('x', None, 12345)])
     card = Card(images=[np.zeros((2, 2, 3), np.uint8)], title='t', lines=['l'])
-    page = Page(
-        title='t',
-        subtitle='s',
-        notice='n',
-        metrics={'macro_roc_auc': 0.5},
-        headlines=(),
-        sections=[Section('S', ['text', table, Gallery(cards=[card], caption='c')])],
+    sections = [Section('S', ['text', table, Gallery(cards=[card], caption='c')])]
+    path = write_page(
+        Report(metrics={'macro_roc_auc': 0.5}, sections=sections), tmp_path, title='t', subtitle='s', notice='n'
     )
-    reader = assert_self_contained(write_page(page, tmp_path).read_text())
+    reader = assert_self_contained(path.read_text())
     assert ['x', '–', '12,345'] in reader.rows
     assert 'Macro ROC AUC' in reader.texts
     assert label('naive_rmse') == 'Naive RMSE'

@@ -11,7 +11,7 @@ import numpy as np
 from common.data.dataset import Dataset, Split
 from common.errors import UsageError
 from common.evaluation.predict import explain, predict, restore_all
-from common.evaluation.report.page import Page, write_page
+from common.evaluation.report.page import write_page
 from common.evaluation.report.run import averaged_section, run_section
 from common.evaluation.restore import Run
 from common.findings import Evidence, Report, Section
@@ -116,15 +116,13 @@ class _Panel:
         """The report of the task, followed by `sections`."""
         config, split = self.runs[0].record.config, self.split
         judges = ', '.join(f'{run.workdir.resolve().name} (checkpoint of step {run.step:,})' for run in self.runs)
-        page = Page(
+        write_page(
+            dataclasses.replace(report, sections=[*report.sections, *sections]),
+            directory,
             title=f'{config.task.capitalize()}: {config.dataset.name}, {split.name} split',
             subtitle=f'{len(split):,} examples, judged by {judges}{how}',
             notice=self.runs[0].task.notice,
-            metrics=report.metrics,
-            headlines=report.headlines,
-            sections=[*report.sections, *sections],
         )
-        write_page(page, directory)
 
     def origin(self) -> dict[str, Any]:
         """For metrics.json, where the predictions are from."""

@@ -30,22 +30,14 @@ _STYLE: dict[str, Any] = {
     'pad': 0.1,
     'dpi': 150,
 }
-# Neither a date nor a version: equal figures are equal files.
-_METADATA = {'.png': {'Software': None}, '.pdf': {'CreationDate': None, 'Producer': None, 'Creator': None}}
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes the figure whole or not at all, with bytes that depend on the figure alone.
-
-    Raises:
-      ValueError: the path ends in neither .png nor .pdf.
-    """
+    """Writes the figure as PNG, whole or not at all, with bytes that depend on the figure alone."""
     path = Path(path)
-    if path.suffix not in _METADATA:
-        raise ValueError(f'Cannot save a figure as {path}: end the name in {" or ".join(_METADATA)}.')
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.figure-') as folder:
         whole = Path(folder, path.name)
-        figure.savefig(whole, dpi=_STYLE['dpi'], metadata=_METADATA[path.suffix])
+        figure.savefig(whole, dpi=_STYLE['dpi'], metadata={'Software': None})  # no version of matplotlib
         whole.replace(path)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from common.config import load_run
 from common.errors import UserError
 from common.evaluation.judge import judge
-from common.evaluation.report.page import Page, write_page
+from common.evaluation.report.page import write_page
 from common.evaluation.report.run import periods_section
+from common.findings import Report
 from common.task import task_class
 from common.training.interruption import alone
 from common.training.loop import train
@@ -46,15 +47,13 @@ def walk_forward(workdir: pathlib.Path, data_dir: pathlib.Path | None, folds: in
         directory, _ = judge([fold], 'test', 'best', data_dir)
         results.append(json.loads((directory / 'metrics.json').read_text(encoding='utf-8')))
     (home / 'metrics.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
-    page = Page(
+    write_page(
+        Report(metrics={}, sections=[periods_section(results)]),
+        home,
         title=f'{record.config.task.capitalize()}: {record.config.dataset.name}, walk-forward',
         subtitle=f'{workdir.resolve().name} trained anew and judged on {folds} consecutive periods',
         notice=kind.notice,
-        metrics={},
-        headlines=(),
-        sections=[periods_section(results)],
     )
-    write_page(page, home)
     lines = [_line(number, result) for number, result in enumerate(results, 1)]
     return home, [f'walk-forward over {folds} periods', *lines]
 

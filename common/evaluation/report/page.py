@@ -1,11 +1,9 @@
 """report.html: one self-contained file, readable on a phone and on paper, from the parts of a report."""
 
 import base64
-import dataclasses
 import decimal
 import io
 import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -13,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from common.evaluation import plots
-from common.findings import Cell, Gallery, Part, Plot, Section
+from common.findings import Cell, Gallery, Part, Plot, Report
 
 PAGE = 'report.html'
 _PIXELS_PER_INCH = 96  # of CSS
@@ -22,31 +20,11 @@ _JPEG_QUALITY = 90
 _THREE_DIGITS = decimal.Context(prec=3, rounding=decimal.ROUND_FLOOR)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Page:
-    """What stands on the page.
-
-    Attributes:
-      title: also of the browser's tab.
-      subtitle: one line below.
-      notice: what the reader must know before all else.
-      metrics: from which the headlines are taken, with `intervals_95`.
-      headlines: names of metrics; none: every float.
-      sections: in order.
-    """
-
-    title: str
-    subtitle: str
-    notice: str
-    metrics: Mapping[str, Any]
-    headlines: Sequence[str]
-    sections: Sequence[Section]
-
-
-def write_page(page: Page, directory: pathlib.Path) -> pathlib.Path:
+def write_page(report: Report, directory: pathlib.Path, *, title: str, subtitle: str, notice: str) -> pathlib.Path:
     """Saves every plot as NAME.png and the page, with all of them inside, as report.html; returns its path.
 
-    Names of classes and files stay text, whatever is in them: the template escapes everything.
+    `title` is also that of the browser's tab, `subtitle` a line below, `notice` what the reader must know before all
+    else. Names of classes and files stay text, whatever is in them: the template escapes everything.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, ''),
@@ -56,21 +34,26 @@ def write_page(page: Page, directory: pathlib.Path) -> pathlib.Path:
         lstrip_blocks=True,
     )
     environment.filters['cell'] = cell_text
-    intervals = page.metrics.get('intervals_95', {})
+    intervals = report.metrics.get('intervals_95', {})
     tiles = [
-        {'label': label(name), 'value': page.metrics[name], 'interval': intervals.get(name)}
-        for name in page.headlines or [name for name, value in page.metrics.items() if isinstance(value, float)]
+        {'label': label(name), 'value': report.metrics[name], 'interval': intervals.get(name)}
+        for name in headline_names(report)
     ]
     sections = [
         {'title': section.title, 'parts': [(type(part).__name__, _shown(part, directory)) for part in section.parts]}
-        for section in page.sections
+        for section in report.sections
     ]
     text = environment.get_template('page.html.j2').render(
-        title=page.title, subtitle=page.subtitle, notice=page.notice, tiles=tiles, sections=sections
+        title=title, subtitle=subtitle, notice=notice, tiles=tiles, sections=sections
     )
     path = directory / PAGE
     path.write_text(text + '\n', encoding='utf-8')
     return path
+
+
+def headline_names(report: Report) -> list[str]:
+    """Those that the report gives or, if it gives none, every float."""
+    return list(report.headlines) or [name for name, value in report.metrics.items() if isinstance(value, float)]
 
 
 def label(name: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.evaluation import plots
-from common.evaluation.report.page import cell_text, label
+from common.evaluation.report.page import cell_text, headline_names, label
 from common.evaluation.restore import Run
 from common.findings import Cell, Part, Plot, Report, Section, Table
 from common.history import read_history
@@ -50,9 +50,9 @@ def run_section(run: Run, number: int) -> Section:
 
 def averaged_section(views: str, plain: Report, averaged: Report) -> Section:
     """Headlines as the model says them, beside those averaged over views of every example."""
-    names = plain.headlines or [name for name, value in plain.metrics.items() if isinstance(value, float)]
     rows: list[tuple[Cell, ...]] = [
-        (label(name), _with_interval(plain.metrics, name), _with_interval(averaged.metrics, name)) for name in names
+        (label(name), _with_interval(plain.metrics, name), _with_interval(averaged.metrics, name))
+        for name in headline_names(plain)
     ]
     table = Table(
         columns=('figure', 'as it is', f'averaged over {views}'),
