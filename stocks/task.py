@@ -149,11 +149,8 @@ class Stocks(Task):
         if evidence.calibration is not None:
             said, validation = evidence.calibration
             scores = intervals.scores(validation.records, self.prices(said, validation))
-        forecast, scaler, horizon = (
-            self.prices(predictions, split),
-            self._target_scaler(split),
-            self.config.dataset.horizon,
-        )
+        forecast, scaler = self.prices(predictions, split), self._target_scaler(split)
+        horizon = self.config.dataset.horizon
         report = forecast_report(split.records, forecast, scaler, horizon, scores, evidence.directory)
         if not self._quantiles:
             return report

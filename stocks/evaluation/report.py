@@ -71,9 +71,9 @@ def forecast_report(
     lower, upper = intervals.bounds(records, forecast, half_widths.get(0.9, math.nan))
     predictions = records.assign(predicted=forecast, lower_90=lower, upper_90=upper)
     _write_tables(predictions, tickers, directory)
-    headlines = {
-        key: value for name in BESIDE_NAIVE for key, value in _beside(name, table['model'], table['naive']).items()
-    }
+    headlines: dict[str, float] = {}
+    for name in BESIDE_NAIVE:
+        headlines |= {name: table['model'][name], f'naive_{name}': table['naive'][name]}
     metrics = {
         **headlines,
         'skill': pooled['skill'],
@@ -118,17 +118,12 @@ def _against_naive(records: pd.DataFrame, forecast: np.ndarray, horizon: int) ->
     }
 
 
-def _beside(name: str, model: Mapping[str, float], naive: Mapping[str, float]) -> dict[str, float]:
-    return {name: model[name], f'naive_{name}': naive[name]}
-
-
 def _write_tables(predictions: pd.DataFrame, tickers: Mapping[str, Any], directory: pathlib.Path) -> None:
     columns = ['ticker', 'date', 'last_close', 'actual', 'predicted', 'lower_90', 'upper_90']
     predictions[columns].to_csv(directory / 'predictions.csv', index=False, float_format='%.6f')
-    flat = pd.json_normalize(list(tickers.values()), sep='_').drop(columns='skill_interval_95')
-    ends = pd.DataFrame([figures['skill_interval_95'] for figures in tickers.values()], columns=['low', 'high'])
+    flat = pd.json_normalize(list(tickers.values()), sep='_')
     flat.insert(0, 'ticker', list(tickers))
-    flat['skill_low'], flat['skill_high'] = ends['low'], ends['high']
+    flat[['skill_low', 'skill_high']] = flat.pop('skill_interval_95').to_list()
     flat.to_csv(directory / 'tickers.csv', index=False, float_format='%.6g')
 
 
