@@ -28,9 +28,9 @@ def define_config() -> flags.FlagHolder:
     )
 
 
-def data_dir(flag: flags.FlagHolder[str | None], otherwise: str | None = None) -> pathlib.Path:
-    """The folder that a --data_dir flag names, or the one that a run used, or the default."""
-    return pathlib.Path(flag.value or otherwise or default_data_dir()).expanduser()
+def data_dir(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
+    """The folder that a --data_dir flag names, or the default."""
+    return pathlib.Path(flag.value or default_data_dir()).expanduser()
 
 
 def prepare_if_needed(config: ConfigDict, data_dir: pathlib.Path) -> None:
