@@ -71,9 +71,13 @@ def test_balanced_sampling_needs_classes_and_a_known_name():
 
 
 def test_once_covers_every_row_once():
-    index, mask = once(10, 4)
-    np.testing.assert_array_equal(index, [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 0]])
-    np.testing.assert_array_equal(mask, [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]])
+    index, mask = once([np.arange(10), np.array([7, 3]), np.array([], np.int32)], 4)
+    np.testing.assert_array_equal(index[:, 0], [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 0]])
+    np.testing.assert_array_equal(mask[:, 0], [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]])
+    np.testing.assert_array_equal(index[:, 1], [[7, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(mask[:, 1], [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    assert not index[:, 2].any()
+    assert not mask[:, 2].any()
 
 
 def test_spread_gives_every_device_a_part_of_every_member():

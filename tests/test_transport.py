@@ -10,7 +10,7 @@ from common.data.dataset import Split
 from common.data.order import Order
 from common.data.transport import Choice, Transport, choose_transport, complete
 from common.errors import UsageError
-from common.evaluation.evaluate import _Plan as EvaluationPlan
+from common.evaluation.evaluate import _plan as evaluation_plan
 from common.runtime import AXIS, DataParallel
 from common.training.plan import Dispatches
 
@@ -70,7 +70,7 @@ def test_batches_are_the_planned_rows_bit_for_bit(devices, kind, threads):
 def test_evaluation_covers_every_row_once(devices, kind, batch_size):
     parallel = DataParallel(jax.devices()[:devices])
     transport = Transport(SPLIT, {}, parallel, kind)
-    batches = delivered(transport, EvaluationPlan([np.arange(37)], batch_size, devices), parallel)
+    batches = delivered(transport, evaluation_plan([np.arange(37)], batch_size, devices), parallel)
     index, mask, label = (np.concatenate([b[name].ravel() for b in batches]) for name in ('index', 'mask', 'label'))
     np.testing.assert_array_equal(index[mask == 1], np.arange(37))
     np.testing.assert_array_equal(label[mask == 1], SPLIT.columns['label'])

@@ -1,6 +1,5 @@
 """Encoded images to uint8 arrays: the one decoder of prepare, training and predict, and its decode-once cache."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import ExifTags, Image, ImageOps
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from common.errors import DataError, UsageError
 from common.processor import cores
@@ -25,18 +24,14 @@ _RESAMPLING = Image.Resampling.BICUBIC  # Pillow widens it by the scale when it 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """What every image becomes.
-
-    Attributes:
-      resize: 'stretch' ignores the aspect ratio, 'crop' keeps it and cuts the longer side's ends off, 'pad' keeps it
-        and adds black bars.
-      channels: 1 (grey) or 3 (RGB).
-    """
+    """What every image becomes."""
 
     height: int
     width: int
+    # 'stretch' ignores the aspect ratio, 'crop' keeps it and cuts the longer side's ends off, 'pad' keeps it and
+    # adds black bars
     resize: str
-    channels: int
+    channels: int  # 1 (grey) or 3 (RGB)
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
@@ -158,9 +153,7 @@ def _write_decoded(records: Records, path: pathlib.Path, decoding: Decoding) -> 
 
 def in_threads[T, R](function: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
     """`map` in threads (Pillow and hashlib release the interpreter lock), with a progress bar on a terminal."""
-    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
-        results = pool.map(function, items)
-        return list(tqdm(results, title, total=len(items), disable=None, leave=False))
+    return thread_map(function, items, max_workers=cores(), desc=title, disable=None, leave=False)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Which examples make up which step: pure functions of the seed and the step, over the global batch."""
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -63,17 +64,20 @@ def training_order(num_examples: int, batch_size: int, seed: int, sampling: str,
     return Order(num_examples, batch_size, seed, classes)
 
 
-def once(num_examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every example exactly once, in order.
+def once(rows: Sequence[np.ndarray], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each member's `rows`, int [examples of the member], exactly once and in order.
 
     Returns:
-      index: int32 [batches, batch_size]; the last batch is filled up with row 0.
-      mask: float32 [batches, batch_size]; 0 where filled up.
+      index: int32 [batches, members, batch_size], filled up with row 0, also for a member without rows.
+      mask: float32 of the same shape; 0 where filled up.
     """
-    batches = -(-num_examples // batch_size)
-    position = np.arange(batches * batch_size, dtype=np.int32).reshape(batches, batch_size)
-    mask = position < num_examples
-    return np.where(mask, position, 0), mask.astype(np.float32)
+    batches = -(-max(map(len, rows)) // batch_size)
+    index = np.zeros((len(rows), batches * batch_size), np.int32)
+    mask = np.zeros(index.shape, np.float32)
+    for member, chosen in enumerate(rows):
+        index[member, : len(chosen)], mask[member, : len(chosen)] = chosen, 1
+    shape = (len(rows), batches, batch_size)
+    return index.reshape(shape).swapaxes(0, 1), mask.reshape(shape).swapaxes(0, 1)
 
 
 def spread(rows: np.ndarray, devices: int) -> np.ndarray:

@@ -57,10 +57,9 @@ class Evaluator:
         """
         devices = len(self._parallel)
         per_member = -(-min(batch_size, max(map(len, rows))) // devices) * devices
-        plan = _Plan(rows, per_member, devices)
         in_flight: collections.deque[Any] = collections.deque()
         host: list[dict[str, np.ndarray]] = []
-        for batch in transport.batches(plan):
+        for batch in transport.batches(_plan(rows, per_member, devices)):
             in_flight.append(self._call[labelled](variables, transport.shared, batch))
             if len(in_flight) > IN_FLIGHT:  # the device stays busy, its memory bounded
                 host.append(jax.tree.map(np.asarray, in_flight.popleft()))
@@ -71,27 +70,10 @@ class Evaluator:
         ]
 
 
-class _Plan:
-    """Every member's rows once, in batches of [devices, members, batch / devices] flattened."""
-
-    def __init__(self, rows: Sequence[np.ndarray], batch_size: int, devices: int):
-        longest = max(map(len, rows))
-        self._devices = devices
-        self._index, self._mask = [], []
-        for chosen in rows:
-            position, mask = once(longest, batch_size)
-            inside = position < len(chosen)
-            index = np.zeros_like(position)  # row 0 fills up, also for a member without rows
-            index[inside] = np.asarray(chosen, np.int32)[position[inside]]
-            self._index.append(index)
-            self._mask.append(mask * inside)
-
-    def __len__(self) -> int:
-        return len(self._index[0])
-
-    def __getitem__(self, item: int) -> tuple[np.ndarray, np.ndarray]:
-        index, mask = np.stack([i[item] for i in self._index]), np.stack([m[item] for m in self._mask])
-        return spread(index, self._devices)[None], spread(mask, self._devices)[None]
+def _plan(rows: Sequence[np.ndarray], batch_size: int, devices: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Every member's rows once, as a `transport.Plan`."""
+    batches = zip(*once(rows, batch_size), strict=True)
+    return [(spread(index, devices)[None], spread(mask, devices)[None]) for index, mask in batches]
 
 
 def _per_device(task: Task, model: Any, members: int | None, labelled: bool, views: str | None) -> Callable:

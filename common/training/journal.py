@@ -1,12 +1,11 @@
-"""What a training tells: metrics.jsonl and TensorBoard for later, a progress line for the person watching."""
+"""What a training tells: metrics.jsonl and TensorBoard for later; and the clock of its rates."""
 
 import json
 import pathlib
 import shutil
-import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 from tensorboardX import SummaryWriter
 
@@ -23,7 +22,6 @@ class Journal:
         on their way. Only the process with `active` writes.
         """
         self._path = workdir / METRICS_FILE
-        self._active = active
         self._board = None
         if active:
             kept = [record for record in read_history(workdir) if record['step'] <= resumed_at and resumed_at]
@@ -35,7 +33,7 @@ class Journal:
                 _show(self._board, record)
 
     def write(self, step: int, record: Mapping[str, Any]) -> None:
-        if not self._active or self._board is None:
+        if self._board is None:
             return
         record = {'step': step, 'time': time.time(), **record}
         with self._path.open('a', encoding='utf-8') as file:
@@ -51,28 +49,6 @@ def _show(board: SummaryWriter, record: Mapping[str, Any]) -> None:
     for name, value in record.items():
         if name not in ('step', 'time') and isinstance(value, int | float):
             board.add_scalar(name, value, record['step'], walltime=record.get('time'))
-
-
-class ProgressLine:
-    """One line that rewrites itself on a terminal; silent elsewhere."""
-
-    def __init__(self, stream: TextIO | None = None):
-        self._stream = stream or sys.stderr
-        self._on = self._stream.isatty()
-        self._width = 0
-
-    def show(self, text: str) -> None:
-        if self._on:
-            self._stream.write('\r' + text.ljust(self._width))
-            self._stream.flush()
-            self._width = len(text)
-
-    def clear(self) -> None:
-        """Frees the line, so that other output may follow."""
-        if self._on and self._width:
-            self._stream.write('\r' + ' ' * self._width + '\r')
-            self._stream.flush()
-            self._width = 0
 
 
 class Clock:

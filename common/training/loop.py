@@ -15,12 +15,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from common.checkpoint import Checkpoints
 from common.errors import TrainingDivergedError
 from common.state import TrainState
 from common.training.interruption import interruption
-from common.training.journal import Clock, Journal, ProgressLine, duration_text
+from common.training.journal import Clock, Journal, duration_text
 from common.training.plan import chunks
 from common.training.setup import Training
 from common.types import Array
@@ -30,26 +31,16 @@ VALIDATION = 'validation'
 
 @dataclasses.dataclass
 class Progress:
-    """What a checkpoint keeps beside the state, as JSON.
+    """What a checkpoint keeps beside the state, as JSON."""
 
-    Attributes:
-      seconds: spent training.
-      evaluated_at: the step of the last evaluation.
-      best: the best monitored metric, None before the first evaluation, reached at `best_step`.
-      stale: evaluations since then.
-      stale_since_drop: evaluations since the best or since the plateau schedule last lowered the rate.
-      steps: since the last evaluation.
-      sums: of every training metric over these steps.
-    """
-
-    seconds: float = 0.0
-    evaluated_at: int = 0
-    best: float | None = None
+    seconds: float = 0.0  # spent training
+    evaluated_at: int = 0  # the step of the last evaluation
+    best: float | None = None  # the best monitored metric, None before the first evaluation, reached at `best_step`
     best_step: int = 0
-    stale: int = 0
-    stale_since_drop: int = 0
-    steps: int = 0
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    stale: int = 0  # evaluations since then
+    stale_since_drop: int = 0  # evaluations since the best or since the plateau schedule last lowered the rate
+    steps: int = 0  # since the last evaluation
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of every training metric over these steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +78,7 @@ class _Loop:
         self._state = state
         self._step = int(np.max(state.step))
         self._chief = jax.process_index() == 0
-        self._line = ProgressLine()
+        self._line = tqdm(bar_format='{desc}', disable=None, leave=False)  # for the person watching a terminal
         self._clock = Clock(progress.seconds)
         config = training.config
         self._evaluate_every = max(training.to_steps(config.evaluate_every), 1)
@@ -113,7 +104,7 @@ class _Loop:
                 count = batch['mask'].shape[1]
                 if count not in compiled:
                     self._clock.pause()
-                    self._line.show('compiling the step')
+                    self._line.set_description_str('compiling the step')
                     compiled[count], cost = training.compile(self._state, batch)
                     self._say(cost)
                 self._clock.resume()
@@ -122,7 +113,7 @@ class _Loop:
                 self._pending.append((self._step, metrics))
                 self._log()
         finally:
-            self._line.clear()
+            self._line.close()
             self._journal.close()
 
     def _evaluate_and_save(self) -> None:
@@ -201,7 +192,7 @@ class _Loop:
             self._step, {'step_loss': latest['loss'], 'gradient_norm': latest['gradient_norm'], **rates}
         )
         left = (self._training.total_steps - self._step) * step_time
-        self._line.show(
+        self._line.set_description_str(
             f'step {self._step}/{self._training.total_steps}  loss {latest["loss"]:.4f}  {rate:,.0f} examples/s  '
             f'{1e3 * step_time:.1f} ms a step  {duration_text(left)} to go'
         )
