@@ -43,15 +43,12 @@ class ClassificationTask(Task):
     class Lesion(ClassificationTask):
         sources = SOURCES      # by config.dataset.name
         models = MODELS        # by config.model.name; called with num_classes, dtype and config.model's values
-
-    Attributes:
-      classes_of_concern: lower-case names of classes that must not be missed, such as cancers; the report says what
-        finding them costs.
     """
 
     better: ClassVar[Mapping[str, str]] = {'accuracy': 'max', 'balanced_accuracy': 'max', 'macro_f1': 'max'}
     sources: ClassVar[Mapping[str, ImageSource]]
     models: ClassVar[Mapping[str, Callable[..., Any]]]
+    # lower-case names of classes that must not be missed, as cancers; the report says what finding them costs
     classes_of_concern: ClassVar[Sequence[str]] = ()
 
     def __init__(self, config: ConfigDict, info: Mapping[str, Any]):

@@ -134,25 +134,16 @@ def check(config: ConfigDict) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What config.json holds: enough to rebuild the task and its model without the data set.
+    """What config.json holds: enough to rebuild the task and its model without the data set."""
 
-    Attributes:
-      config: resolved, every value that was used.
-      info: the Dataset's.
-      columns: shape of one example and dtype by column, as ShapeDtypeStruct [1, ...].
-      tables: shape and dtype of every table.
-      groups: number of groups that have a model each; None for one model.
-      data_dir: where the prepared data were.
-      environment: versions, devices, the transport chosen.
-    """
-
-    config: ConfigDict
-    info: Mapping[str, Any]
+    config: ConfigDict  # resolved, every value that was used
+    info: Mapping[str, Any]  # the Dataset's
+    # shape of one example and dtype by column, as ShapeDtypeStruct [1, ...]
     columns: Mapping[str, jax.ShapeDtypeStruct]
-    tables: Mapping[str, jax.ShapeDtypeStruct]
-    groups: int | None
-    data_dir: str
-    environment: Mapping[str, Any]
+    tables: Mapping[str, jax.ShapeDtypeStruct]  # shape and dtype of every table
+    groups: int | None  # number of groups that have a model each; None for one model
+    data_dir: str  # where the prepared data were
+    environment: Mapping[str, Any]  # versions, devices, the transport chosen
 
     def check_data(self, info: Mapping[str, Any], workdir: pathlib.Path) -> None:
         """Raises DataError where a data set of that `info` is not the one that the run in `workdir` was trained on."""

@@ -19,22 +19,16 @@ type Part = str | Plot | Table | Gallery  # a string is a paragraph
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a task's report is made from.
+    """What a task's report is made from."""
 
-    Attributes:
-      predictions: what the model said of `split`.
-      split: the examples that are reported on.
-      calibration: what the same model said of the validation split, for whatever must be fitted on other examples
-        than those it is judged on; None where that is the split reported on.
-      directory: exists; for the tables that the task writes itself.
-      explain: takes rows of the split (int [n]) and a class for each (int [n]); gives, for every model that took
-        part, Grad-CAM's heat maps float32 [n, height, width] in 0..1; none where the models have no feature map.
-    """
-
-    predictions: Predictions
-    split: Split
+    predictions: Predictions  # what the model said of `split`
+    split: Split  # the examples that are reported on
+    # what the same model said of the validation split, for whatever must be fitted on other examples than those
+    # it is judged on; None where that is the split reported on
     calibration: tuple[Predictions, Split] | None
-    directory: pathlib.Path
+    directory: pathlib.Path  # exists; for the tables that the task writes itself
+    # takes rows of the split (int [n]) and a class for each (int [n]); gives, for every model that took part,
+    # Grad-CAM's heat maps float32 [n, height, width] in 0..1; none where the models have no feature map
     explain: Callable[[np.ndarray, np.ndarray], list[np.ndarray]] = lambda rows, classes: []
 
 
@@ -84,14 +78,9 @@ class Section:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a task says of its evidence.
+    """What a task says of its evidence."""
 
-    Attributes:
-      metrics: for metrics.json: floats, lists and dicts, never NaN; `intervals_95` holds [low, high] by metric.
-      headlines: the metrics that stand at the top of the page; none: every float.
-      sections: of the page, in order.
-    """
-
+    # for metrics.json: floats, lists and dicts, never NaN; `intervals_95` holds [low, high] by metric
     metrics: Mapping[str, Any]
-    headlines: Sequence[str] = ()
-    sections: Sequence[Section] = ()
+    headlines: Sequence[str] = ()  # the metrics that stand at the top of the page; none: every float
+    sections: Sequence[Section] = ()  # of the page, in order

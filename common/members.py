@@ -15,15 +15,10 @@ from common.types import Array, Predictions
 
 @dataclasses.dataclass(frozen=True)
 class Members:
-    """Who is trained: a single model, or several whose states are stacked.
+    """Who is trained: a single model, or several whose states are stacked."""
 
-    Attributes:
-      seeds: of weights, order, augmentation and dropout, one a member.
-      by_group: whether every member has examples of its own, as `Task.members` parts them; otherwise each has all.
-    """
-
-    seeds: Sequence[int]
-    by_group: bool
+    seeds: Sequence[int]  # of weights, order, augmentation and dropout, one a member
+    by_group: bool  # whether every member has examples of its own, as `Task.members` parts them; otherwise each has all
 
     @property
     def count(self) -> int | None:

@@ -21,13 +21,10 @@ class Task(abc.ABC):
 
     Everything that runs on the device (`preprocess`, `loss`, `outputs`) is pure, sees one device's part of the
     batch and returns one row per example; the frame applies the padding mask and the mean.
-
-    Attributes:
-      notice: the sentence at the top of every report.
-      better: of those of `metrics` that `config.monitor.metric` may name, whether 'min' or 'max' is better.
     """
 
-    notice: ClassVar[str] = 'Research software.'
+    notice: ClassVar[str] = 'Research software.'  # the sentence at the top of every report
+    # of those of `metrics` that `config.monitor.metric` may name, whether 'min' or 'max' is better
     better: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, config: ConfigDict, info: Mapping[str, Any]):

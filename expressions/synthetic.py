@@ -16,26 +16,17 @@ _USAGES = {'Training': 0.7, 'PublicTest': 0.15, 'PrivateTest': 0.15}
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What an expression does to a face at full strength; a neutral face is zero everywhere.
+    """What an expression does to a face at full strength; a neutral face is zero everywhere."""
 
-    Attributes:
-      faces: how many are drawn.
-      inner_brow, outer_brow: how far the ends of the eyebrows rise, in half image sides.
-      eyes: how much further open they are, relative to their height.
-      smile: how far the corners of the mouth rise, in half image sides.
-      open_mouth: half the distance of the lips, in half image sides.
-      wide_mouth: how much wider it is, relative to its width.
-      wrinkle: of the nose; darkness, 0 to 1.
-    """
-
-    faces: int
+    faces: int  # how many are drawn
+    # how far the ends of the eyebrows rise, in half image sides
     inner_brow: float = 0.0
     outer_brow: float = 0.0
-    eyes: float = 0.0
-    smile: float = 0.0
-    open_mouth: float = 0.0
-    wide_mouth: float = 0.0
-    wrinkle: float = 0.0
+    eyes: float = 0.0  # how much further open they are, relative to their height
+    smile: float = 0.0  # how far the corners of the mouth rise, in half image sides
+    open_mouth: float = 0.0  # half the distance of the lips, in half image sides
+    wide_mouth: float = 0.0  # how much wider it is, relative to its width
+    wrinkle: float = 0.0  # of the nose; darkness, 0 to 1
 
 
 LOOKS: Sequence[Look] = (  # in the order of FER2013's numbers

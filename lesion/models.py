@@ -19,27 +19,18 @@ class CNNLSTM(nn.Module):
 
     The sequence goes row by row, each from left to right. The classifier sees the mean of the LSTM's outputs over all
     positions: its last output alone would hardly know of the rows above, since a fresh LSTM forgets half at each step.
-
-    Attributes:
-      num_classes: of the logits.
-      widths, depth: of the convolutional stages, as in `CNN`; each stage halves height and width.
-      hidden_size: units of the LSTM in each direction.
-      bidirectional: another LSTM reads the sequence from its end.
-      dropout: rate before the logits.
-      convolution: the path that convolutions take, see common/nn/conv.py.
-      dtype: of the computation; parameters are float32.
-      axis_name: of the devices over which BatchNorm takes its statistics.
     """
 
-    num_classes: int
+    num_classes: int  # of the logits
+    # of the convolutional stages, as in `CNN`; each stage halves height and width
     widths: Sequence[int] = (32, 64, 128, 256)
     depth: int | Sequence[int] = 2
-    hidden_size: int = 128
-    bidirectional: bool = True
-    dropout: float = 0.3
-    convolution: str = 'auto'
-    dtype: Any = jnp.float32
-    axis_name: str | None = AXIS
+    hidden_size: int = 128  # units of the LSTM in each direction
+    bidirectional: bool = True  # another LSTM reads the sequence from its end
+    dropout: float = 0.3  # rate before the logits
+    convolution: str = 'auto'  # the path that convolutions take, see common/nn/conv.py
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
+    axis_name: str | None = AXIS  # of the devices over which BatchNorm takes its statistics
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -55,19 +46,13 @@ class MetadataFusion(nn.Module):
     """An image model whose outputs serve as features, joined by what a small MLP makes of the patient's metadata.
 
     The image model's parameters keep the names that they have without metadata.
-
-    Attributes:
-      image: the image model, with as many outputs as there shall be features.
-      num_classes: of the logits.
-      metadata_dropout: probability that an example loses all of its metadata in training, so that the model learns to
-        do without.
-      hidden_size: units of the MLP.
     """
 
-    image: nn.Module
-    num_classes: int
+    image: nn.Module  # the image model, with as many outputs as there shall be features
+    num_classes: int  # of the logits
+    # probability that an example loses all of its metadata in training, so that the model learns to do without
     metadata_dropout: float = 0.0
-    hidden_size: int = 32
+    hidden_size: int = 32  # units of the MLP
 
     def setup(self) -> None:
         nn.share_scope(self, self.image)

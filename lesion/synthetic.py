@@ -16,27 +16,18 @@ _SITES = ('back', 'abdomen', 'face', 'lower extremity', 'upper extremity', 'trun
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How the lesions of a class look on average; every lesion deviates from it.
+    """How the lesions of a class look on average; every lesion deviates from it."""
 
-    Attributes:
-      images: how many there are, at 1 to 3 a lesion.
-      radius: in half image sides.
-      asymmetry: elongation and lobes, relative to the radius.
-      irregularity: fine notches of the border, relative to the radius.
-      softness: width of the border's fade, in half image sides.
-      center, rim, patches: colours (RGB) inside, towards the border, and of the patches.
-      patchiness: how much of the lesion its patches cover, 0 to 1.
-    """
-
-    images: int
-    radius: float
-    asymmetry: float
-    irregularity: float
-    softness: float
+    images: int  # how many there are, at 1 to 3 a lesion
+    radius: float  # in half image sides
+    asymmetry: float  # elongation and lobes, relative to the radius
+    irregularity: float  # fine notches of the border, relative to the radius
+    softness: float  # width of the border's fade, in half image sides
+    # colours (RGB) inside, towards the border, and of the patches
     center: tuple[int, int, int]
     rim: tuple[int, int, int]
     patches: tuple[int, int, int]
-    patchiness: float
+    patchiness: float  # how much of the lesion its patches cover, 0 to 1
 
 
 LOOKS: Mapping[str, Look] = {

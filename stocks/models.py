@@ -14,20 +14,13 @@ class Forecaster(nn.Module):
 
     It computes in float32 on every device unless told otherwise: bfloat16 keeps about three digits, and a day's move of
     a price is in the third. The head starts at zero, so that the first forecast of a return is the naive one.
-
-    Attributes:
-      hidden_size: units of each LSTM layer.
-      num_layers: LSTM layers.
-      dropout_rate: between the layers.
-      num_outputs: 1, or the number of quantiles.
-      dtype: of the LSTM layers' products and outputs.
     """
 
-    hidden_size: int
-    num_layers: int
-    dropout_rate: float
-    num_outputs: int = 1
-    dtype: Any = jnp.float32
+    hidden_size: int  # units of each LSTM layer
+    num_layers: int  # LSTM layers
+    dropout_rate: float  # between the layers
+    num_outputs: int = 1  # 1, or the number of quantiles
+    dtype: Any = jnp.float32  # of the LSTM layers' products and outputs
 
     @nn.compact
     def __call__(self, windows: jax.Array, *, train: bool = False) -> jax.Array:

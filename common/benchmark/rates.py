@@ -11,15 +11,10 @@ SECONDS = 1.0  # that one turn should last
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """Something whose speed is measured.
+    """Something whose speed is measured."""
 
-    Attributes:
-      go: does the work `count` times, waits for its end, and returns the seconds it took.
-      examples: in one of these.
-    """
-
-    go: Callable[[int], float]
-    examples: int
+    go: Callable[[int], float]  # does the work `count` times, waits for its end, and returns the seconds it took
+    examples: int  # in one of these
 
 
 def take_turns[Name](contestants: Mapping[Name, Contestant], repeats: int) -> dict[Name, list[float]]:

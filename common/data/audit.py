@@ -17,19 +17,12 @@ SHOWN_FATAL = 20  # items of a fatal finding in the error, which is all that a r
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One kind of fault.
+    """One kind of fault."""
 
-    Attributes:
-      kind: a short name in snake case, e.g. 'unreadable_images'.
-      meaning: a phrase for people, e.g. 'images that cannot be decoded'.
-      items: one string per fault, naming file and row.
-      fatal: whether `prepare` stops on it unless told to skip bad files.
-    """
-
-    kind: str
-    meaning: str
-    items: Sequence[str]
-    fatal: bool = False
+    kind: str  # a short name in snake case, e.g. 'unreadable_images'
+    meaning: str  # a phrase for people, e.g. 'images that cannot be decoded'
+    items: Sequence[str]  # one string per fault, naming file and row
+    fatal: bool = False  # whether `prepare` stops on it unless told to skip bad files
 
 
 class Audit:

@@ -24,15 +24,10 @@ TABLE_SUFFIXES = frozenset(('.csv', '.tab', '.tsv', '.txt', ''))
 
 @dataclasses.dataclass(frozen=True)
 class RawFiles:
-    """Files under relative POSIX names, sorted; a single folder around everything is looked through.
+    """Files under relative POSIX names, sorted; a single folder around everything is looked through."""
 
-    Attributes:
-      path: the folder or the zip.
-      sizes: bytes of each file, by name.
-    """
-
-    path: pathlib.Path
-    sizes: Mapping[str, int]
+    path: pathlib.Path  # the folder or the zip
+    sizes: Mapping[str, int]  # bytes of each file, by name
     _read: Callable[[str], bytes]
 
     @property
@@ -134,24 +129,15 @@ def _is_litter(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RawImage:
-    """One labelled image before preparation.
+    """One labelled image before preparation."""
 
-    Attributes:
-      name: what the data set calls it; unique.
-      path: where it is, for messages: a file or a row of a table.
-      read: gives the encoded bytes (JPEG, PNG, ...).
-      label: one of the class names.
-      group: images of one group (a lesion, a person) never go to different splits.
-      split: the publisher's own split, where there is one.
-      facts: JSON-able scalars, the same keys for every image, None where unknown: age, sex, site.
-    """
-
-    name: str
-    path: str
-    read: Callable[[], bytes]
-    label: str
-    group: str
-    split: str | None = None
+    name: str  # what the data set calls it; unique
+    path: str  # where it is, for messages: a file or a row of a table
+    read: Callable[[], bytes]  # gives the encoded bytes (JPEG, PNG, ...)
+    label: str  # one of the class names
+    group: str  # images of one group (a lesion, a person) never go to different splits
+    split: str | None = None  # the publisher's own split, where there is one
+    # JSON-able scalars, the same keys for every image, None where unknown: age, sex, site
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -165,20 +151,14 @@ class RawImages:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSource:
-    """A published image set, or an own one in the same layout.
+    """A published image set, or an own one in the same layout."""
 
-    Attributes:
-      title: its full name, with the paper.
-      read: lists images and labels, and adds to the audit what does not fit together.
-      where: where a person gets it, for sets that are not drawn.
-      beside: names of files that count where they lie beside a lone table.
-      synthesize: writes the raw layout into an empty folder, for sets that are drawn instead of downloaded.
-    """
-
-    title: str
+    title: str  # its full name, with the paper
+    # lists images and labels, and adds to the audit what does not fit together
     read: Callable[[RawFiles, Audit], RawImages]
-    where: str = ''
-    beside: Collection[str] = ()
+    where: str = ''  # where a person gets it, for sets that are not drawn
+    beside: Collection[str] = ()  # names of files that count where they lie beside a lone table
+    # writes the raw layout into an empty folder, for sets that are drawn instead of downloaded
     synthesize: Callable[[pathlib.Path], None] | None = None
 
 

@@ -40,29 +40,18 @@ def convolutional_trunk(module: Any, x: jax.Array, *, train: bool) -> jax.Array:
 
 
 class CNN(nn.Module):
-    """A VGG-like network (Simonyan and Zisserman 2015) with BatchNorm; the plain convolutional classifier.
+    """A VGG-like network (Simonyan and Zisserman 2015) with BatchNorm; the plain convolutional classifier."""
 
-    Attributes:
-      num_classes: of the logits.
-      widths: channels of each stage; after each, a 2x2 max pool halves height and width.
-      depth: convolutions in every stage, or one number for each.
-      dense: widths of the hidden dense layers.
-      dropout: rate before every dense layer.
-      pool: how the last feature map becomes a vector: 'average' over positions, or 'flatten'.
-      convolution: the path that convolutions take, see common/nn/conv.py.
-      dtype: of the computation; parameters are float32.
-      axis_name: of the devices over which BatchNorm takes its statistics.
-    """
-
-    num_classes: int
+    num_classes: int  # of the logits
+    # channels of each stage; after each, a 2x2 max pool halves height and width
     widths: Sequence[int] = (32, 64, 128, 256)
-    depth: int | Sequence[int] = 2
-    dense: Sequence[int] = (256,)
-    dropout: float = 0.5
-    pool: str = 'average'
-    convolution: str = 'auto'
-    dtype: Any = jnp.float32
-    axis_name: str | None = AXIS
+    depth: int | Sequence[int] = 2  # convolutions in every stage, or one number for each
+    dense: Sequence[int] = (256,)  # widths of the hidden dense layers
+    dropout: float = 0.5  # rate before every dense layer
+    pool: str = 'average'  # how the last feature map becomes a vector: 'average' over positions, or 'flatten'
+    convolution: str = 'auto'  # the path that convolutions take, see common/nn/conv.py
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
+    axis_name: str | None = AXIS  # of the devices over which BatchNorm takes its statistics
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

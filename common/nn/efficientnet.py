@@ -32,25 +32,17 @@ class EfficientNetLite0(nn.Module):
 
     So the authors made it for small devices: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet
     (lite). Its ImageNet weights want pixels as (x - 127) / 128. The parameters lie in 'backbone' and 'classifier'.
-
-    Attributes:
-      num_classes: of the logits.
-      stages: of blocks; the weights are for those of Lite0.
-      dropout: rate before the classifier.
-      drop_connect: rate at which the last block leaves an example as it was, in training (stochastic depth, Huang et
-        al. 2016, arXiv:1603.09382); earlier blocks do so in proportion to their depth.
-      convolution: the path that convolutions take, see common/nn/conv.py.
-      dtype: of the computation; parameters are float32.
-      axis_name: of the devices over which BatchNorm takes its statistics.
     """
 
-    num_classes: int
-    stages: Stages = LITE0
-    dropout: float = 0.2
+    num_classes: int  # of the logits
+    stages: Stages = LITE0  # of blocks; the weights are for those of Lite0
+    dropout: float = 0.2  # rate before the classifier
+    # rate at which the last block leaves an example as it was, in training (stochastic depth, Huang et al. 2016,
+    # arXiv:1603.09382); earlier blocks do so in proportion to their depth
     drop_connect: float = 0.0
-    convolution: str = 'auto'
-    dtype: Any = jnp.float32
-    axis_name: str | None = AXIS
+    convolution: str = 'auto'  # the path that convolutions take, see common/nn/conv.py
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
+    axis_name: str | None = AXIS  # of the devices over which BatchNorm takes its statistics
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -97,23 +89,14 @@ class Backbone(nn.Module):
 
 
 class Block(nn.Module):
-    """An inverted residual (Sandler et al. 2018, arXiv:1801.04381): more channels, a depthwise convolution, fewer.
+    """An inverted residual (Sandler et al. 2018, arXiv:1801.04381): more channels, a depthwise convolution, fewer."""
 
-    Attributes:
-      channels: of the result.
-      side: of the depthwise kernel.
-      stride: of the depthwise convolution.
-      expansion: channels between, as a multiple of the input's.
-      drop: rate at which an example skips the block.
-      conv, norm: the network's layers.
-    """
-
-    channels: int
-    side: int
-    stride: int
-    expansion: int
-    drop: float
-    conv: Any
+    channels: int  # of the result
+    side: int  # of the depthwise kernel
+    stride: int  # of the depthwise convolution
+    expansion: int  # channels between, as a multiple of the input's
+    drop: float  # rate at which an example skips the block
+    conv: Any  # the network's layers
     norm: Any
 
     @nn.compact

@@ -27,14 +27,10 @@ class Dropout(nn.Module):
     """Dropout with one mask per example, drawn from the example's position in the global batch (`examples_from`).
 
     So a step gives the same numbers on any number of devices, and with `accumulate_steps`.
-
-    Attributes:
-      rate: probability of zeroing an activation.
-      whole: zero whole examples instead of single activations.
     """
 
-    rate: float
-    whole: bool = False
+    rate: float  # probability of zeroing an activation
+    whole: bool = False  # zero whole examples instead of single activations
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

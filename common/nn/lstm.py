@@ -42,23 +42,16 @@ class LSTM(nn.Module):
     """A stack of LSTM layers that start from zero states, initialised as Flax initialises its LSTM cells.
 
     It can be vmapped over parameters and data together. It can be differentiated in reverse mode only.
-
-    Attributes:
-      hidden_size: units of each layer in each direction.
-      num_layers: layers in the stack.
-      dropout_rate: of the dropout between layers, for which see `common.nn.layers`; none follows the last layer.
-      bidirectional: each layer also reads the sequence from its end; those outputs follow the others.
-      dtype: of products and outputs, by default that of inputs and parameters promoted. Cell states and
-        sums are float32 at least.
-      param_dtype: of the parameters.
     """
 
-    hidden_size: int
+    hidden_size: int  # units of each layer in each direction
     num_layers: int = 1
+    # of the dropout between layers, for which see `common.nn.layers`; none follows the last layer
     dropout_rate: float = 0.0
-    bidirectional: bool = False
+    bidirectional: bool = False  # each layer also reads the sequence from its end; those outputs follow the others
+    # of products and outputs, by default that of inputs and parameters promoted; cell states and sums: float32 at least
     dtype: Any = None
-    param_dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32  # of the parameters
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:

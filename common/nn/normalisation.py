@@ -23,22 +23,14 @@ class BatchNorm(nn.Module):
     Reverse-mode differentiation only.
 
     Under `jax.pmap` each device's gradients are those that make `pmean(grad(loss))` the gradient of the mean loss.
-
-    Attributes:
-      use_running_average: normalise by the running statistics instead of the batch's, and leave them as they are.
-      momentum: how much of the running statistics a batch keeps.
-      epsilon: added to the variance.
-      axis_name: the device axis over which statistics are taken.
-      activation: 'relu', 'relu6' (no more than 6; Krizhevsky 2010) or None.
-      dtype: of the result, by default that of inputs and parameters promoted. Statistics are float32 at least.
-      scale_init: initializer of the scale.
     """
 
-    use_running_average: bool
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-    axis_name: str | None = None
-    activation: str | None = None
+    use_running_average: bool  # normalise by the running statistics instead of the batch's, and leave them as they are
+    momentum: float = 0.9  # how much of the running statistics a batch keeps
+    epsilon: float = 1e-5  # added to the variance
+    axis_name: str | None = None  # the device axis over which statistics are taken
+    activation: str | None = None  # 'relu', 'relu6' (no more than 6; Krizhevsky 2010) or None
+    # of the result, by default that of inputs and parameters promoted; statistics are float32 at least
     dtype: Any = None
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 

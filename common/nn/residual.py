@@ -20,26 +20,17 @@ class ResidualCNN(nn.Module):
 
     The pool halves height and width before the convolutions, so that all of them have stride 1, and the shortcut
     sees every pixel (ResNet-D: He et al. 2018, arXiv:1812.01187).
-
-    Attributes:
-      num_classes: of the logits.
-      widths: channels of each stage; the first stage works at half the image's height and width.
-      depth: blocks of two convolutions in a stage.
-      stem: channels of the convolution at full size, which comes first.
-      dropout: rate before the logits.
-      convolution: the path that convolutions take, see common/nn/conv.py.
-      dtype: of the computation; parameters are float32.
-      axis_name: of the devices over which BatchNorm takes its statistics.
     """
 
-    num_classes: int
+    num_classes: int  # of the logits
+    # channels of each stage; the first stage works at half the image's height and width
     widths: Sequence[int] = (64, 128, 256)
-    depth: int = 2
-    stem: int = 32
-    dropout: float = 0.2
-    convolution: str = 'auto'
-    dtype: Any = jnp.float32
-    axis_name: str | None = AXIS
+    depth: int = 2  # blocks of two convolutions in a stage
+    stem: int = 32  # channels of the convolution at full size, which comes first
+    dropout: float = 0.2  # rate before the logits
+    convolution: str = 'auto'  # the path that convolutions take, see common/nn/conv.py
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
+    axis_name: str | None = AXIS  # of the devices over which BatchNorm takes its statistics
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -24,12 +24,9 @@ NORMALISATIONS = {'imagenet': (127.0, 128.0)}
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Variables of another model, and on how many classes it was trained, where that is known.
+    """Variables of another model, and on how many classes it was trained, where that is known."""
 
-    Attributes:
-      arrays: by name, as 'params.backbone.stem.kernel'; with a leading axis [members] where `members` says so.
-    """
-
+    # by name, as 'params.backbone.stem.kernel'; with a leading axis [members] where `members` says so
     arrays: Mapping[str, Any]
     num_classes: int | None = None
     members: int | None = None

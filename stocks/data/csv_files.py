@@ -45,17 +45,12 @@ FAULTS = {  # kind: (meaning, whether prepare stops on it)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class History:
-    """The daily prices of one ticker.
-
-    Attributes:
-      ticker: its name.
-      dates: datetime64[D] [rows], strictly increasing.
-      values: float64 [rows, 6] in the order of COLUMNS, finite, but for a Volume that the file lacks, which is NaN;
-        prices are positive. Where the file lacks Adj Close, that is Close.
-    """
+    """The daily prices of one ticker."""
 
     ticker: str
-    dates: np.ndarray
+    dates: np.ndarray  # datetime64[D] [rows], strictly increasing
+    # float64 [rows, 6] in the order of COLUMNS, finite, but for a Volume that the file lacks, which is NaN; prices are
+    # positive; where the file lacks Adj Close, that is Close
     values: np.ndarray
 
     def __len__(self) -> int:

@@ -15,22 +15,15 @@ TARGETS = ('price', 'log_return')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scaler:
-    """One ticker's scaler; JSON-able.
+    """One ticker's scaler; JSON-able."""
 
-    Attributes:
-      kind: 'minmax' and 'standard' are affine in the values themselves, 'relative' in their logarithms, of
-        which the model sees the differences from the last close (prices) or from the window's mean (volume).
-      names: of the features.
-      offset: one value per feature, subtracted.
-      scale: one value per feature, divided by.
-      return_scale: standard deviation of the log-return over the horizon.
-    """
-
+    # 'minmax' and 'standard' are affine in the values themselves, 'relative' in their logarithms, of which the
+    # model sees the differences from the last close (prices) or from the window's mean (volume)
     kind: str
-    names: Sequence[str]
-    offset: Sequence[float]
-    scale: Sequence[float]
-    return_scale: float
+    names: Sequence[str]  # of the features
+    offset: Sequence[float]  # one value per feature, subtracted
+    scale: Sequence[float]  # one value per feature, divided by
+    return_scale: float  # standard deviation of the log-return over the horizon
 
     @property
     def close(self) -> int:
@@ -46,17 +39,13 @@ class Scaler:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TargetScaler:
-    """Scales the targets of many examples at once and inverts forecasts of them; all arrays are float64.
+    """Scales the targets of many examples at once and inverts forecasts of them; all arrays are float64."""
 
-    Attributes:
-      target: 'price' (the close at the horizon, scaled as the feature is) or 'log_return' (from the last
-        close to it, in standard deviations).
-      offset, scale: one value per example.
-    """
-
+    # 'price' (the close at the horizon, scaled as the feature is) or 'log_return' (from the last close to it, in
+    # standard deviations)
     target: str
-    offset: np.ndarray
-    scale: np.ndarray
+    offset: np.ndarray  # one value per example
+    scale: np.ndarray  # likewise
 
     def scaled(self, prices: np.ndarray, last_close: np.ndarray) -> np.ndarray:
         """Prices at the horizon in scaled units; [examples] each."""
