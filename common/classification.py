@@ -248,6 +248,7 @@ def image_dataset(name: str, image_size: tuple[int, int], **values: Any) -> Conf
         'resize': 'stretch',
         'channels': 3,
         'normalisation': (),  # (mean, deviation) of pixels 0..255; else those of the training split
+        'group_by': '',  # regular expression for what in an image's file name says whose it is, as '^patient[0-9]+'
         'drop_duplicates': False,
         'drop_contradictory': False,
     }

@@ -1,6 +1,7 @@
 """Restores a run and judges it on a split; the results, report.html among them, go to RUN/evaluation/SPLIT.
 
-Of several runs, --workdir=A,B,C, the predictions are averaged; the results go to A/evaluation/SPLIT-ensemble-of-3.
+Those of another checkpoint than the best go to RUN/evaluation/SPLIT-latest, or SPLIT-500 for step 500. Of several
+runs, --workdir=A,B,C, the predictions are averaged; the results go to A/evaluation/SPLIT-ensemble-of-3.
 
 With --against=OTHER, prints by how much RUN is better or worse than OTHER on the same examples, and nothing else.
 

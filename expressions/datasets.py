@@ -182,16 +182,6 @@ def _votes(votes: Sequence[Mapping[str, object]], number: int, where: str, image
     return {votes_key(name): int(str(votes[number][column])) for name, column in VOTED_AS.items()}
 
 
-def read_ckplus(raw: RawFiles, audit: Audit) -> RawImages:
-    """Reads `<class>/S010_004_00000019.png`; all images of one person (S010) are one group.
-
-    CK+48 holds the last three frames of every sequence: split by image, near-copies would be on both sides.
-    """
-    found = read_folders(raw, audit)
-    images = [dataclasses.replace(image, group=base_name(image.name).partition('_')[0]) for image in found.images]
-    return RawImages(found.class_names, images)
-
-
 SOURCES: Mapping[str, ImageSource] = {
     'fer2013': ImageSource(
         title='FER2013 (Goodfellow et al. 2013, arXiv:1307.0414)',
@@ -202,7 +192,7 @@ SOURCES: Mapping[str, ImageSource] = {
     'ckplus': ImageSource(
         title='CK+48, cropped from the Extended Cohn-Kanade set (Lucey et al. 2010, doi:10.1109/CVPRW.2010.5543262)',
         where='https://www.jeffcohn.net/Resources',
-        read=read_ckplus,
+        read=read_folders,
     ),
     'folders': FOLDERS,
     'synthetic_faces': ImageSource(

@@ -15,9 +15,9 @@ from common.data.builders import load_images, prepare_images
 from common.data.dataset import Dataset
 from common.data.images import Decoding, decode_image
 from common.data.raw import RawFiles, open_raw
-from common.errors import DataError
+from common.errors import DataError, UsageError
 from common.findings import Evidence
-from expressions.configs import fer2013
+from expressions.configs import ckplus, fer2013, folders
 from expressions.datasets import SOURCES
 from expressions.synthetic import LOOKS, draw_face, draw_fer2013
 from expressions.task import Expressions
@@ -288,10 +288,34 @@ def test_no_person_of_ckplus_is_in_two_splits(tmp_path: pathlib.Path) -> None:
                 path = tmp_path / 'CK+48' / label / f'S{person:03d}_001_{frame:08d}.png'
                 Image.fromarray(random.integers(0, 256, (48, 48), np.uint8)).save(path)
     fractions = ConfigDict({'train': 0.5, 'validation': 0.25, 'test': 0.25})
-    dataset = prepare(tmp_path / 'CK+48', tmp_path / 'data', name='ckplus', split_fractions=fractions)
+    config = ckplus.get_config()
+    config.dataset.split_fractions = fractions
+    prepare_images(SOURCES['ckplus'], config.dataset, tmp_path / 'CK+48', tmp_path / 'data')
+    dataset = load_images(config.dataset, tmp_path / 'data')
     assert dataset.info['class_names'] == ['anger', 'contempt', 'happy']
     groups = [set(split.records.group) for split in dataset.splits.values()]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 10
+
+
+def test_names_that_do_not_tell_whose_an_image_is_are_listed_and_all_without_refused(tmp_path: pathlib.Path) -> None:
+    raw = tmp_path / 'mine'
+    random = np.random.default_rng(0)
+    for label in ('calm', 'cross'):
+        (raw / label).mkdir(parents=True)
+        for name in (*(f'{label}{person}_{frame}' for person in range(4) for frame in range(2)), 'scan'):
+            Image.fromarray(random.integers(0, 256, (48, 48), np.uint8)).save(raw / label / f'{name}.png')
+    dataset = folders.get_config().dataset
+    dataset.group_by = '^[a-z]+[0-9]'
+    audit = prepare_images(SOURCES['folders'], dataset, raw, tmp_path / 'data')
+    assert audit['names_without_group'].items == ['calm/scan.png', 'cross/scan.png']
+    splits = load_images(dataset, tmp_path / 'data').splits.values()
+    groups = [group for split in splits for group in set(split.records.group)]
+    people = [f'{label}{person}' for label in ('calm', 'cross') for person in range(4)]
+    assert sorted(groups) == sorted([*people, 'calm/scan.png', 'cross/scan.png'])
+    for pattern, fault in (('^subject', 'which no file name has in it'), ('face_(', 'no regular expression')):
+        dataset.group_by = pattern
+        with pytest.raises(UsageError, match=fault):
+            prepare_images(SOURCES['folders'], dataset, raw, tmp_path / 'data')
 
 
 def test_drawn_faces_are_the_same_every_time_and_of_every_class(tmp_path: pathlib.Path) -> None:

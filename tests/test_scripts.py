@@ -241,7 +241,7 @@ def test_evaluation_repeats_to_the_byte_and_the_batch_size_changes_nothing(scrip
 
 def test_a_fresh_process_with_one_device_says_the_same(script, run):
     assert script('evaluate', f'--workdir={run}', '--split=validation', '--checkpoint=latest').status == 0
-    file = run / 'evaluation' / 'validation' / 'predictions.csv'
+    file = run / 'evaluation' / 'validation-latest' / 'predictions.csv'  # apart from those of the best checkpoint
     expected = pd.read_csv(file)
     file.unlink()
     environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import pathlib
+import re
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from ml_collections import ConfigDict
 from common.data.audit import Audit, audit_labelled
 from common.data.dataset import Dataset, Split
 from common.data.images import Decoding, decode_image, decoded_split, in_threads
-from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, open_raw
+from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, base_name, open_raw
 from common.data.records import VERSION, preparing, read_images, write_images
 from common.data.splits import complete_splits
 from common.errors import DataError, UsageError
@@ -38,7 +40,7 @@ def prepare_images(
 
     Args:
       source: how to read the raw files.
-      dataset: `config.dataset` with name, split_fractions, split_seed, drop_duplicates, drop_contradictory,
+      dataset: `config.dataset` with name, split_fractions, split_seed, group_by, drop_duplicates, drop_contradictory,
         image_size, resize and channels. Where the publisher has split the images, that split stands, and
         only the splits that are missing, and whose fraction is not 0, are taken from its training images.
       raw_dir: folder or zip; None for a set that is drawn.
@@ -103,14 +105,19 @@ def load_images(dataset: ConfigDict, data_dir: pathlib.Path) -> Dataset:
 
 def _fingerprint(records: pd.DataFrame) -> str:
     """Of the names and labels of a split's images, so that a run can tell whether they are still those it knows."""
-    return hashlib.sha256('\n'.join(records['name'] + '\t' + records['label']).encode()).hexdigest()[:16]
+    return _digest('\n'.join(records['name'] + '\t' + records['label']))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def prepared_path(dataset: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
     """The folder of a preparation, named after all that decides what is in it and in which split."""
     fractions = '-'.join(f'{name}{100 * dataset.split_fractions[name]:g}' for name in SPLITS)
     dropped = [key for key in ('drop_duplicates', 'drop_contradictory') if dataset[key]]
-    preparation = '-'.join([fractions, f'seed{dataset.split_seed}', *dropped])
+    grouped = [f'grouped{_digest(dataset.group_by)}'] if dataset.get('group_by') else []
+    preparation = '-'.join([fractions, f'seed{dataset.split_seed}', *grouped, *dropped])
     return pathlib.Path(data_dir).expanduser() / dataset.name / preparation / VERSION
 
 
@@ -134,6 +141,8 @@ def _examine(
 ) -> tuple[RawImages, pd.DataFrame]:
     """The raw images, and a table with the rows to be written: position, name, label, group, split."""
     found = source.read(raw, audit)
+    if dataset.get('group_by'):
+        found = dataclasses.replace(found, images=_grouped(found.images, dataset.group_by, audit))
     decoding = Decoding.of(dataset)
 
     def check(image: RawImage) -> tuple[str, str]:
@@ -170,6 +179,22 @@ def _examine(
     if absent:
         raise DataError(f'{raw.path}: no training images are left of {", ".join(absent)}.')
     return _with_copies_noted(found, table), table
+
+
+def _grouped(images: Sequence[RawImage], pattern: str, audit: Audit) -> list[RawImage]:
+    """Puts images in whose file names the pattern finds the same text into one group."""
+    try:
+        found = [re.search(pattern, base_name(image.name)) for image in images]
+    except re.error as error:
+        raise UsageError(f'config.dataset.group_by is {pattern!r}, no regular expression: {error}') from error
+    without = [image.name for image, match in zip(images, found, strict=True) if not match]
+    if len(without) == len(images):
+        raise UsageError(f'config.dataset.group_by is {pattern!r}, which no file name has in it, as {without[:3]}')
+    audit.add('names_without_group', 'images whose names say not whose they are; each is a group of its own', without)
+    return [
+        dataclasses.replace(image, group=match[0]) if match else image
+        for image, match in zip(images, found, strict=True)
+    ]
 
 
 def _with_copies_noted(found: RawImages, table: pd.DataFrame) -> RawImages:

@@ -35,15 +35,17 @@ def judge(
     in metrics.json under 'test_time_augmentation', and its files into a folder of the views' name.
 
     Returns:
-      The folder evaluation/SPLIT of the first run (of several, evaluation/SPLIT-ensemble-of-N), and the headline
-      figures as lines to print.
+      The folder evaluation/SPLIT of the first run, and the headline figures as lines to print. The folder's name says
+      also which checkpoint, if not the best, and how many runs, if several: SPLIT-latest-ensemble-of-3.
 
     Raises:
       UserError: if there is no such run, checkpoint or split, the data are others than trained on, or the runs
         cannot be averaged.
     """
     panel = _Panel(restore_all(workdirs, checkpoint), data_dir, split, batch_size)
-    directory = workdirs[0] / 'evaluation' / (split if len(workdirs) == 1 else f'{split}-ensemble-of-{len(workdirs)}')
+    which = '' if checkpoint == 'best' else f'-{checkpoint}'
+    together = f'-ensemble-of-{len(workdirs)}' if len(workdirs) > 1 else ''
+    directory = workdirs[0] / 'evaluation' / f'{split}{which}{together}'
     directory.mkdir(parents=True, exist_ok=True)
     report = panel.report(directory)
     result = {'split': split, 'examples': len(panel.split), **panel.origin(), **report.metrics}

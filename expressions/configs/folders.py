@@ -7,7 +7,7 @@ from expressions.configs import fer2013
 
 
 def get_config(variant: str = 'cpu') -> ConfigDict:
-    """The FER2013 recipe. For CK+48, where people appear in several images, set config.dataset.name to ckplus."""
+    """The FER2013 recipe. Where people appear in several images, config.dataset.group_by keeps each in one split."""
     config = fer2013.get_config(variant)
     config.dataset = image_dataset('folders', (48, 48), channels=1)
     return config
