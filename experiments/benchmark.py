@@ -4,6 +4,7 @@ python -m experiments.benchmark --config=lesion/configs/demo.py [--batch_size=64
                                 [--peers=torch,keras --peer_python=torch=PATH,keras=PATH]
 """
 
+import functools
 import itertools
 import json
 import math
@@ -67,17 +68,13 @@ def main() -> None:
             rows += start_rows(training, _train_command(batch_size, devices))
         if _PROFILE.value and number == 0:
             profile(training, pathlib.Path(_PROFILE.value))
-        more, ratios, versions = against_peers(training, peers, repeats, _say)
+        more, ratios, versions = against_peers(training, peers, repeats, functools.partial(print, flush=True))
         rows += more
         results['ratios'] += ratios
         results['machine']['versions'] |= versions
     print(as_text(results))
     if _OUTPUT.value:
         pathlib.Path(_OUTPUT.value).write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def _sizes(batch_size: int) -> tuple[list[int], list[int]]:

@@ -76,7 +76,9 @@ def decode_image(encoded: bytes, decoding: Decoding, name: str) -> np.ndarray:
     try:
         pixels = _decode(encoded, decoding)
     except Exception as error:  # on garbage, Pillow's parsers raise whatever they run into
-        raise DataError(f'{name}: not a readable image: {_reason(error)}.') from error
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = 'no known image format' if unknown else str(error) or type(error).__name__
+        raise DataError(f'{name}: not a readable image: {reason}.') from error
     return pixels.reshape(decoding.shape)
 
 
@@ -103,12 +105,6 @@ def _decode(encoded: bytes, decoding: Decoding) -> np.ndarray:
     else:
         upright = ImageOps.pad(upright, size, _RESAMPLING)
     return np.asarray(upright)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return 'no known image format'
-    return str(error) or type(error).__name__
 
 
 class Records(Protocol):

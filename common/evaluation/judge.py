@@ -49,7 +49,10 @@ def judge(
     directory.mkdir(parents=True, exist_ok=True)
     report = panel.report(directory)
     result = {'split': split, 'examples': len(panel.split), **panel.origin(), **report.metrics}
-    lines = [*map(_judged, panel.runs), *headlines(result)]
+    judged = [
+        f'{run.workdir} after {run.step:,} steps of a training of {run.record.config.duration}' for run in panel.runs
+    ]
+    lines = [*judged, *headlines(result)]
     trained = [run_section(run, number) for number, run in enumerate(panel.runs, 1)]
     if views:
         (directory / views).mkdir(exist_ok=True)
@@ -84,10 +87,6 @@ def compare(
     found = runs[0].task.differences(*((panel.predict(split, views), panel.split) for panel in panels))
     title = f'less those of {", ".join(map(str, against))}, with 95% intervals of the difference:'
     return [title, *(f'{name:28} {d:+.4f}  [{low:+.4f}, {high:+.4f}]' for name, (d, low, high) in found.items())]
-
-
-def _judged(run: Run) -> str:
-    return f'{run.workdir} after {run.step:,} steps of a training of {run.record.config.duration}'
 
 
 class _Panel:

@@ -41,9 +41,9 @@ def cards(
 ) -> list[Card]:
     """One card for each of `rows`; images are uint8 [n, height, width, channels], `names` those of their files."""
     predicted = probabilities.argmax(axis=1)
-    pictures = [_coloured(np.asarray(images[row])) for row in rows]
-    maps = explain(rows, predicted[rows]) if len(rows) else []
     height_and_width = images.shape[1:3]
+    pictures = [np.broadcast_to(images[row], (*height_and_width, 3)) for row in rows]  # grey ones in three channels
+    maps = explain(rows, predicted[rows]) if len(rows) else []
     heat = [np.mean([_enlarged(one[i], height_and_width) for one in maps], axis=0) for i in range(len(rows)) if maps]
     result = []
     for number, row in enumerate(rows):
@@ -60,11 +60,6 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """The image uint8 [height, width, 3] under colours where `heat`, float [height, width] in 0..1, is high."""
     opacity = _OPACITY * heat[..., None]
     return np.round((1.0 - opacity) * image + opacity * 255.0 * _COLOURS(heat)[..., :3]).astype(np.uint8)
-
-
-def _coloured(image: np.ndarray) -> np.ndarray:
-    """uint8 [height, width, 1 or 3] -> [height, width, 3]."""
-    return np.broadcast_to(image, (*image.shape[:2], 3))
 
 
 def _enlarged(heat: np.ndarray, height_and_width: tuple[int, ...]) -> np.ndarray:
