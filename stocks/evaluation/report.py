@@ -121,9 +121,10 @@ def _against_naive(records: pd.DataFrame, forecast: np.ndarray, horizon: int) ->
 def _write_tables(predictions: pd.DataFrame, tickers: Mapping[str, Any], directory: pathlib.Path) -> None:
     columns = ['ticker', 'date', 'last_close', 'actual', 'predicted', 'lower_90', 'upper_90']
     predictions[columns].to_csv(directory / 'predictions.csv', index=False, float_format='%.6f')
-    flat = pd.json_normalize(list(tickers.values()), sep='_')
+    flat = pd.json_normalize(list(tickers.values()), sep='_').drop(columns='skill_interval_95')
+    ends = pd.DataFrame([figures['skill_interval_95'] for figures in tickers.values()], columns=['low', 'high'])
     flat.insert(0, 'ticker', list(tickers))
-    flat[['skill_low', 'skill_high']] = flat.pop('skill_interval_95').to_list()
+    flat['skill_low'], flat['skill_high'] = ends['low'], ends['high']
     flat.to_csv(directory / 'tickers.csv', index=False, float_format='%.6g')
 
 
