@@ -84,6 +84,12 @@ def test_diebold_mariano_errs_as_often_as_it_says():
     assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09
 
 
+@pytest.mark.parametrize(('days', 'horizon'), [(1, 1), (5, 20), (10, 20), (20, 20)])
+def test_diebold_mariano_tells_nothing_of_fewer_days_than_the_horizon(days, horizon):
+    errors, naive = np.random.default_rng(11).normal(size=(2, days))
+    assert diebold_mariano(errors, naive, np.arange(days), horizon=horizon) == {'statistic': 0.0, 'p_value': 1.0}
+
+
 def test_equal_forecasts_are_no_different():
     errors = np.random.default_rng(5).normal(size=30)
     rounded = errors * (1 + 1e-15)
