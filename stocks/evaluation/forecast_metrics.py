@@ -12,6 +12,7 @@ stats = lazy('scipy.stats')
 RESAMPLES = 2000
 RANKED = 20  # tickers a day, below which a rank correlation says little
 SAME = 1e-9  # returns that differ by no more differ by rounding
+LEAST_BLOCKS = 4  # of which resamples can be drawn that differ
 REPEATS = 0.2  # forecast changes that much smaller than real ones keep the forecast on top of the last close
 
 
@@ -43,11 +44,13 @@ def skill(errors: np.ndarray, naive_errors: np.ndarray) -> float:
 
 def skill_interval(
     errors: np.ndarray, naive_errors: np.ndarray, days: np.ndarray, *, horizon: int, seed: int = 0
-) -> list[float]:
+) -> list[float] | None:
     """95% interval of `skill` by the circular block bootstrap over days (Politis and Romano 1992).
 
     Whole days are drawn, with all their tickers, because tickers fall and rise together; days in blocks, because
-    volatility clusters and horizons overlap.
+    volatility clusters and horizons overlap. The percentiles lie as far out as Student's t for so many blocks (the
+    expanded percentile interval: Hesterberg 2015). In simulations it then holds the truth 93 to 96% of the time one day
+    ahead, and 89 to 90% twenty days ahead.
 
     Args:
       errors: float64 [examples].
@@ -57,18 +60,22 @@ def skill_interval(
       seed: of the draws.
 
     Returns:
-      The percentiles 2.5 and 97.5 over 2,000 resamples.
+      The ends, of 2,000 resamples; None of days that make fewer than four blocks, or if naive is never wrong.
     """
     sums = _by_day(days, errors**2, naive_errors**2)
     count = len(sums)
-    block = min(max(horizon, math.ceil(count ** (1 / 3))), count)
+    block = max(horizon, math.ceil(count ** (1 / 3)))
+    if count < LEAST_BLOCKS * block or not np.any(naive_errors):
+        return None
     # Sums over any block, around the end, as differences of running sums: no resample is ever built.
     running = np.concatenate([np.zeros((1, 2)), np.cumsum(np.concatenate([sums, sums[: block - 1]]), axis=0)])
     blocks = running[block:] - running[:-block]
     starts = np.random.default_rng(seed).integers(count, size=(RESAMPLES, math.ceil(count / block)))
     squared, naive_squared = blocks[starts].sum(axis=1).T
     values = 1 - np.sqrt(squared / np.where(naive_squared > 0, naive_squared, np.nan))
-    return [float(value) for value in np.nanpercentile(values, [2.5, 97.5])]
+    number = count / block
+    tail = stats.norm.sf(stats.t.isf(0.025, df=number - 1) * math.sqrt(number / (number - 1)))
+    return [float(value) for value in np.nanquantile(values, [tail, 1 - tail])]
 
 
 def diebold_mariano(
