@@ -154,7 +154,10 @@ def repetition(records: pd.DataFrame, forecast: np.ndarray) -> dict[str, float |
     ahead = np.log(records['actual'].to_numpy() / last_close)
     said = np.log(np.maximum(forecast, np.finfo(float).tiny) / last_close)
     seen = records['last_return'].to_numpy(dtype=float)
-    amplitude = float(np.sqrt(np.mean(said**2) / np.mean(ahead**2))) if np.any(ahead) else math.inf
+    if not np.any(ahead):
+        unknown = dict.fromkeys(('relative_amplitude', 'correlation_with_next', 'correlation_with_last'))
+        return {**unknown, 'sentence': 'No price moved, so there was nothing to see ahead.'}
+    amplitude = float(np.sqrt(np.mean(said**2) / np.mean(ahead**2)))
     following, preceding = _correlation(said, ahead), _correlation(said, seen)
     if amplitude < REPEATS:
         verdict = 'It all but repeats the last close'

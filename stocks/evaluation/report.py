@@ -93,7 +93,8 @@ def forecast_report(
     }
     metrics = _finite(metrics)
     metrics['verdict'] = verdict(metrics)
-    return Report(metrics=metrics, headlines=HEADLINES, sections=sections(metrics, predictions))
+    shown = [name for name in HEADLINES if name in metrics]  # without calibration there is no coverage
+    return Report(metrics=metrics, headlines=shown, sections=sections(metrics, predictions))
 
 
 def _figures(records: pd.DataFrame, prices: np.ndarray, scaler: TargetScaler | None) -> dict[str, float]:
