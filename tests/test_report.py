@@ -173,7 +173,9 @@ def test_figures_of_the_page_are_those_of_the_metrics(made):
 
     for name in report.headlines:
         assert f'{metrics[name]:.3f}' in reader.texts
-        assert '{:.3f} to {:.3f}'.format(*metrics['intervals_95'][name]) in reader.texts
+        if name in metrics['intervals_95']:
+            assert '{:.3f} to {:.3f}'.format(*metrics['intervals_95'][name]) in reader.texts
+    assert set(report.headlines) - set(metrics['intervals_95']) == {'expected_calibration_error'}
     for name, values in metrics['per_class'].items():
         shown = [f'{values[key]:.3f}' for key in ('precision', 'recall', 'f1', 'roc_auc')]
         shown.insert(2, '{:.3f} to {:.3f}'.format(*values['recall_interval_95']))
