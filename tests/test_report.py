@@ -165,6 +165,16 @@ def test_intervals_of_recall_are_wilsons_over_groups():
     assert pairs[2][0] < apart[2][0] < apart[2][1] < pairs[2][1]  # six images of three lesions
 
 
+def test_intervals_of_recall_hold_the_truth_of_groups_of_unequal_sizes():
+    random, inside = np.random.default_rng(0), 0
+    for _ in range(500):
+        groups = np.repeat(np.arange(60), random.geometric(0.1, 60))
+        right = (random.random(60) < 0.7)[groups]  # the images of a group are as good as copies
+        ((low, high), _) = measures.recall_intervals(np.eye(2)[1 - right], np.zeros(len(groups), int), groups)
+        inside += low <= 0.7 <= high
+    assert inside / 500 == pytest.approx(0.95, abs=0.03)
+
+
 def test_figures_of_the_page_are_those_of_the_metrics(made):
     report, text, _ = made
     reader = Reader(text)

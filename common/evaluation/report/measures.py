@@ -41,7 +41,8 @@ def recall_intervals(probabilities: np.ndarray, labels: np.ndarray, groups: np.n
     """For each class a 95% interval of its recall, by Wilson's score (Wilson 1927); None where it does not occur.
 
     Unlike those of the bootstrap it is not empty where all or none of a class is found, which for a rare one says
-    little. The images of one group are counted as one, since they may be as good as copies.
+    little. The images of one group may be as good as copies: they count as one, and groups of unequal sizes as
+    (sum of sizes)^2 / (sum of squared sizes) (Kish 1965), since the share leans on the larger.
     """
     right = probabilities.argmax(-1) == labels
     intervals: list[list[float] | None] = []
@@ -50,7 +51,8 @@ def recall_intervals(probabilities: np.ndarray, labels: np.ndarray, groups: np.n
         if not rows.any():
             intervals.append(None)
             continue
-        share, uncertainty = right[rows].mean(), _NORMAL_95**2 / len(np.unique(groups[rows]))
+        sizes = np.unique(groups[rows], return_counts=True)[1]
+        share, uncertainty = right[rows].mean(), _NORMAL_95**2 * (sizes**2).sum() / sizes.sum() ** 2
         middle, width = share + uncertainty / 2, np.sqrt(share * (1 - share) * uncertainty + uncertainty**2 / 4)
         intervals.append([float(end / (1 + uncertainty)) for end in (middle - width, middle + width)])
     return intervals
