@@ -86,6 +86,16 @@ def test_a_single_class_has_no_roc_auc():
     assert set(bootstrap_intervals(probabilities, labels)) == set(INTERVALS)
 
 
+@pytest.mark.parametrize('right', [True, False])
+def test_what_no_resample_changes_has_no_interval(right):
+    labels = np.arange(40) % 2
+    probabilities = np.where(np.eye(2)[labels if right else 1 - labels] == 1, 0.7, 0.3)
+    probabilities[0] = [0.6, 0.4] if probabilities[0, 0] > 0.5 else [0.4, 0.6]
+    assert set(bootstrap_intervals(probabilities, labels)) == {'log_loss'}
+    probabilities, labels = simulate(40)
+    assert bootstrap_intervals(probabilities, labels, groups=np.zeros(40, int)) == {}
+
+
 def test_certain_mistakes_cost_a_finite_log_loss():
     probabilities, labels = np.eye(2)[[0, 0]], np.array([0, 1])
     assert headline_metrics(probabilities, labels)['log_loss'] == pytest.approx(sk.log_loss(labels, probabilities))

@@ -251,6 +251,8 @@ def test_subgroups_agree_with_pandas_and_scikit_learn():
         assert values['few'] == (len(rows) < 30) == (values['interval_95'] is None)
     low, high = found['age']['40 to 59']['interval_95']
     assert low < found['age']['40 to 59']['balanced_accuracy'] < high
+    patients = measures.subgroups(probabilities, labels, np.arange(len(labels)) % 29, partitions)
+    assert all(row['few'] and row['interval_95'] is None for row in patients['age'].values())
 
 
 def test_galleries_take_the_surest_of_every_class_and_the_surest_mistakes():

@@ -12,6 +12,7 @@ from common.lazy import lazy
 
 sk = lazy('sklearn.metrics')
 
+_SAME = 1e-12  # figures that differ by no more differ by rounding
 # Resampling weights held at once: 8 MB of float64 stay near the cache and never fill the memory.
 _WEIGHTS_AT_ONCE = 2**20
 
@@ -106,13 +107,15 @@ def bootstrap_intervals(
 
     Returns:
       accuracy, balanced_accuracy, macro_f1, macro_roc_auc and log_loss, defined as in
-      `classification_metrics`. A metric that is undefined in every resample is left out.
+      `classification_metrics`. A metric that is undefined in every resample, or equal in all, is left out:
+      that all of these are right, or that there is but one group, does not make it certain of others.
 
     Raises:
       DataError: as `classification_metrics`, or `groups` does not have one entry for each example.
     """
     samples = resampled_metrics(probabilities, labels, groups, num_resamples, seed)
-    return percentile_intervals(samples, confidence)
+    intervals = percentile_intervals(samples, confidence)
+    return {name: [low, high] for name, (low, high) in intervals.items() if high - low > _SAME}
 
 
 def resampled_metrics(

@@ -21,7 +21,7 @@ COVERAGE = 0.9  # that prediction sets promise
 SENSITIVITIES = (0.8, 0.9, 0.95)  # to which decision thresholds are fitted
 SPECIFICITIES = (0.8, 0.9, 0.95)  # at which sensitivity is read off the ROC curve
 _NORMAL_95 = 1.959964  # standard deviations of a normal distribution on either side that hold 95%
-FEW = 30  # examples below which a subgroup's figures say next to nothing
+FEW = 30  # groups of examples below which a subgroup's figures say next to nothing
 
 
 def temperature_scaling(
@@ -136,7 +136,8 @@ def subgroups(
 
     Returns:
       By title and subgroup: examples, accuracy, balanced_accuracy (over the classes that occur in it), its
-      interval_95, and `few`, true where there are fewer than 30 examples; such a subgroup has no interval.
+      interval_95 (None: none), and `few`, true where there are fewer than 30 groups of examples; such a subgroup
+      has no interval.
     """
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for title, partition in partitions.items():
@@ -152,11 +153,11 @@ def subgroups(
 
 
 def _subgroup(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    values, few = headline_metrics(probabilities, labels), len(labels) < FEW
+    values, few = headline_metrics(probabilities, labels), len(np.unique(groups)) < FEW
     return {
         'examples': len(labels),
         'accuracy': values['accuracy'],
         'balanced_accuracy': values['balanced_accuracy'],
-        'interval_95': None if few else bootstrap_intervals(probabilities, labels, groups)['balanced_accuracy'],
+        'interval_95': None if few else bootstrap_intervals(probabilities, labels, groups).get('balanced_accuracy'),
         'few': few,
     }
