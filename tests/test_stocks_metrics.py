@@ -190,6 +190,9 @@ def test_a_forecast_that_repeats_the_last_close_is_called_so():
     lagging = repetition(records, last * np.exp(-0.5 * seen))
     assert 'not towards the price to come' in lagging['sentence']
     assert lagging['correlation_with_last'] == pytest.approx(-1)
+    young = records.assign(last_return=np.where(np.arange(2000) < 5, np.nan, seen))
+    assert repetition(young, last * np.exp(-0.5 * seen))['correlation_with_last'] == pytest.approx(-1)
+    assert 'just seen undefined' in repetition(young[:5], last[:5] * np.exp(-0.5 * seen[:5]))['sentence']
     seer = repetition(records, last + 0.5 * (actual - last))
     assert 'departs from the last close, towards' in seer['sentence']
     assert seer['correlation_with_next'] > 0.99

@@ -158,7 +158,8 @@ def repetition(records: pd.DataFrame, forecast: np.ndarray) -> dict[str, float |
         unknown = dict.fromkeys(('relative_amplitude', 'correlation_with_next', 'correlation_with_last'))
         return {**unknown, 'sentence': 'No price moved, so there was nothing to see ahead.'}
     amplitude = float(np.sqrt(np.mean(said**2) / np.mean(ahead**2)))
-    following, preceding = _correlation(said, ahead), _correlation(said, seen)
+    known = np.isfinite(seen)  # a history shorter than the horizon has seen no change
+    following, preceding = _correlation(said, ahead), _correlation(said[known], seen[known])
     if amplitude < REPEATS:
         verdict = 'It all but repeats the last close'
     elif following is None or following < REPEATS / 2:
@@ -184,7 +185,7 @@ def _by_day(days: np.ndarray, *values: np.ndarray) -> np.ndarray:
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
-    return float(np.corrcoef(x, y)[0, 1]) if min(np.std(x), np.std(y)) > SAME else None
+    return float(np.corrcoef(x, y)[0, 1]) if len(x) and min(np.std(x), np.std(y)) > SAME else None
 
 
 def _text(value: float | None) -> str:
