@@ -230,6 +230,22 @@ def test_precision_is_what_the_config_says_and_float32_where_it_says_nothing(pre
         task.model()
 
 
+def test_tables_keep_the_digits_of_prices_far_below_a_cent(tmp_path):
+    (tmp_path / 'raw').mkdir()
+    history = random_history('A', rows=300)
+    cheap = history.values * np.where(np.array(COLUMNS) == 'Volume', 1, 1e-7)
+    write_csv(tmp_path / 'raw' / 'A.csv', dataclasses.replace(history, values=cheap))
+    TASK.prepare(config_of(), tmp_path / 'raw', tmp_path / 'data', skip_bad=False)
+    task, dataset = task_and_data(tmp_path / 'data', 'log_return', 'relative')
+    split = dataset.splits['test']
+    said = as_predictions(task, split, split.records['last_close'])
+    report_of(task, said, split, tmp_path)
+    task.write_predictions(said, split, tmp_path / 'next.csv')
+    for name in ('predictions', 'next'):
+        table = pd.read_csv(tmp_path / f'{name}.csv')
+        np.testing.assert_allclose(table['predicted'], split.records['last_close'], rtol=1e-8)
+
+
 @pytest.mark.parametrize(('target', 'scaler'), [('price', 'minmax'), ('log_return', 'relative')])
 def test_new_files_are_treated_as_prepared_ones(prepared, tmp_path, target, scaler):
     task, dataset = task_and_data(prepared, target, scaler)

@@ -125,7 +125,7 @@ def _beside(name: str, model: Mapping[str, float], naive: Mapping[str, float]) -
 
 def _write_tables(predictions: pd.DataFrame, tickers: Mapping[str, Any], directory: pathlib.Path) -> None:
     columns = ['ticker', 'date', 'last_close', 'actual', 'predicted', 'lower_90', 'upper_90']
-    predictions[columns].to_csv(directory / 'predictions.csv', index=False, float_format='%.6f')
+    predictions[columns].to_csv(directory / 'predictions.csv', index=False, float_format='%.9g')
     flat = pd.json_normalize(list(tickers.values()), sep='_').drop(columns='skill_interval_95')
     flat.insert(0, 'ticker', list(tickers))
     ends = [figures['skill_interval_95'] or (math.nan, math.nan) for figures in tickers.values()]
