@@ -123,6 +123,7 @@ def test_prices_that_stand_still_and_single_days_are_judged_as_what_they_are(pre
     report = report_of(task, as_predictions(task, split, shaken), split, tmp_path)
     assert said in report['verdict']
     assert ('No price moved' in report['repetition']['sentence']) == still
+    assert (report['directional_accuracy'] is None) == still
     assert set(report['intervals_95']) == ({'skill'} if said == 'cannot be told' else set())
     assert pd.read_csv(tmp_path / 'tickers.csv')['skill_low'].isna().all() == (said != 'cannot be told')
     json.dumps(report, allow_nan=False)

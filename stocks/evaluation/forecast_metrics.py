@@ -21,7 +21,8 @@ def price_errors(actual: np.ndarray, forecast: np.ndarray, last_close: np.ndarra
 
     Returns:
       mse, rmse, mae; mape, as a fraction; relative_rmse, of the errors as fractions of the last close; and
-      directional_accuracy over the examples whose price moved, where a forecast of no change counts one half.
+      directional_accuracy over the examples whose price moved, where a forecast of no change counts one half; NaN
+      where no price moved.
     """
     error = forecast - actual
     moved = actual != last_close
@@ -32,7 +33,7 @@ def price_errors(actual: np.ndarray, forecast: np.ndarray, last_close: np.ndarra
         'mae': float(np.mean(np.abs(error))),
         'mape': float(np.mean(np.abs(error / actual))),
         'relative_rmse': float(np.sqrt(np.mean((error / last_close) ** 2))),
-        'directional_accuracy': float(np.mean((1 + agreement) / 2)) if moved.any() else 0.5,
+        'directional_accuracy': float(np.mean((1 + agreement) / 2)) if moved.any() else math.nan,
     }
 
 
