@@ -61,7 +61,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Fits the one temperature that minimises the log loss of `logits / temperature` (Guo et al. 2017).
 
     Fit on validation data, never on test data. The loss is convex in 1 / temperature, so the minimum found
-    is the only one; a model that is right about every example has none, and gets the lowest allowed, 0.01.
+    is the only one; a model that is right about every example has none, and gets a temperature, 0.01 or
+    more, at which the loss is as good as zero.
 
     Args:
       logits: float [n, classes].

