@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import time
 from unittest import mock
 
@@ -97,6 +98,33 @@ def test_a_stopped_training_goes_on_in_another_process_bit_for_bit(trained, unin
     assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {
         path.name for path in (uninterrupted / 'checkpoints').iterdir()
     }
+
+
+def test_of_several_processes_one_that_is_to_end_ends_all_at_one_step(trained, script, tmp_path):
+    arguments = (*trained.arguments, *LONG, f'--workdir={tmp_path / "run"}')
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        cluster = {
+            'XLA_FLAGS': '',
+            'JAX_COORDINATOR_ADDRESS': f'localhost:{free.getsockname()[1]}',
+            'JAX_NUM_PROCESSES': '2',
+        }
+    first, second = (
+        start_script('train', *arguments, '--distributed', env=os.environ | cluster | {'JAX_PROCESS_ID': str(number)})
+        for number in range(2)
+    )
+    try:
+        while (line := first.stdout.readline()) and not line.startswith('epoch'):
+            pass
+        second.send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=90) for process in (first, second)]
+    finally:
+        first.kill()
+        second.kill()
+    assert [first.returncode, second.returncode] == 2 * [128 + signal.SIGTERM], said
+    [stopped] = {line for stdout, _ in said for line in re.findall('interrupted at step .* after', stdout)}
+    again = script('train', *arguments)
+    assert f'going on from {stopped.split(" ", 2)[2].removesuffix(" after")} of 80' in again.stdout, again.stderr
 
 
 def test_a_killed_prepare_starts_over(script, tmp_path):

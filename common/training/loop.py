@@ -19,7 +19,7 @@ import numpy as np
 from common.checkpoint import Checkpoints
 from common.errors import TrainingDivergedError
 from common.state import TrainState
-from common.training.interruption import interruption
+from common.training.interruption import asked_of_all, interruption
 from common.training.journal import Clock, Journal, ProgressLine, duration_text
 from common.training.plan import chunks
 from common.training.setup import Training
@@ -103,12 +103,14 @@ class _Loop:
             parts = chunks(self._step, training.total_steps, self._evaluate_every, training.config.steps_per_dispatch)
             transport = training.transport('train')
             batches = iter(transport.batches(training.plan.dispatches(parts)))
+            boundary = 0
             while True:
                 self._evaluate_and_save()
                 if self._is_over():
                     return Outcome(self._is_over(), self._step, self._progress)
-                if asked_to_stop or self._checkpoints.reached_preemption(self._step):
+                if asked_to_stop or asked_of_all(boundary):
                     return self._interrupted(asked_to_stop[0] if asked_to_stop else signal.SIGTERM)
+                boundary += 1
                 batch = next(batches)
                 count = batch['mask'].shape[1]
                 if count not in compiled:
