@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import resource
 import signal
 import time
 
@@ -381,6 +382,21 @@ def test_records_after_the_resumed_step_are_dropped_and_a_torn_line_too(tmp_path
     assert [record['step'] for record in read_history(tmp_path)] == [4, 8, 12]
     Journal(tmp_path, resumed_at=0).close()
     assert read_history(tmp_path) == []
+
+
+def test_a_full_disk_leaves_the_records_as_they_were(tmp_path):
+    """A limit on the size of files stands for it."""
+    text = ''.join(json.dumps({'step': step, 'loss': 1.0}) + '\n' for step in range(1, 100))
+    (tmp_path / 'metrics.jsonl').write_text(text)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match='too large'):
+            Journal(tmp_path, resumed_at=50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path / 'metrics.jsonl').read_text() == text
 
 
 def test_chunks_depend_on_the_absolute_step_alone():
