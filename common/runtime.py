@@ -55,7 +55,7 @@ def compute_dtype(precision: str) -> np.dtype:
     """The dtype of activations: bfloat16 under 'auto' on accelerators, where it is fast; float32 on a CPU."""
     if precision == 'auto':
         precision = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-    if precision not in ('float32', 'bfloat16', 'float64'):
+    if precision not in ('float32', 'bfloat16'):
         raise UsageError(f'config.precision is {precision!r}; it may be auto, float32, bfloat16')
     return jax.numpy.dtype(precision)
 

@@ -360,6 +360,15 @@ def test_training_prepares_only_from_sound_raw_files(script, raw, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def test_training_needs_a_validation_split(script, raw, tmp_path):
+    shares = [
+        f'--config.dataset.split_fractions.{name}={share}' for name, share in (('train', 0.85), ('validation', 0.0))
+    ]
+    flags = (f'--config.dataset.raw_dir={raw}', f'--data_dir={tmp_path}/data', f'--workdir={tmp_path}/run')
+    assert_refused(script('train', *SMALL, *shares, *flags), 1, 'has no validation split')
+    assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize('name', ['prepare', 'train'])
 def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
     workdir = [f'--workdir={tmp_path}/run'] if name == 'train' else []
@@ -380,6 +389,11 @@ def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
         ('--config.batch_size=512', 1, ['training examples are fewer than one batch of 512']),
         ('--config.steps_per_dispatch=-1', 2, ['config.steps_per_dispatch is -1']),
         ('--config.accumulate_steps=3', 2, ['config.accumulate_steps is 3']),
+        ('--config.duration=0epochs', 2, ["config.duration is '0epochs'; it must be a step or more"]),
+        ('--config.evaluate_every=0steps', 2, ["config.evaluate_every is '0steps'; it must be a step or more"]),
+        ('--config.optimizer.gradient_clip=-1.0', 2, ['config.optimizer.gradient_clip is -1.0']),
+        ('--config.schedule.patience=0', 2, ['config.schedule.patience is 0; it must be at least 1']),
+        ('--config.precision=float64', 2, ["config.precision is 'float64'; it may be auto, float32, bfloat16"]),
         ('--config.model.name=nope', 2, ["config.model.name is 'nope'; it may be cnn"]),
         ('--config.optimizer.name=nope', 2, ["config.optimizer.name is 'nope'; it may be adam, adamw, sgd"]),
         ('--config.schedule.name=nope', 2, ["config.schedule.name is 'nope'; it may be constant"]),

@@ -90,8 +90,8 @@ class _Loop:
         self._line = ProgressLine()
         self._clock = Clock(progress.seconds)
         config = training.config
-        self._evaluate_every = max(training.to_steps(config.evaluate_every), 1)
-        self._log_every = max(training.to_steps(config.log_every), 1)
+        self._evaluate_every = training.to_steps(config.evaluate_every)
+        self._log_every = training.to_steps(config.log_every)
         self._pending: collections.deque[tuple[int, Any]] = collections.deque()  # metrics not yet fetched
         self._latest: dict[str, float] = {}
         self._logged = (self._step, self._clock.seconds)

@@ -9,12 +9,12 @@ import numpy as np
 from common.checkpoint import FOLDER, Checkpoints
 from common.config import CONFIG_FILE, RunRecord, differences, load_run, save_run
 from common.data.dataset import Split
-from common.errors import UserError
+from common.errors import DataError, UserError
 from common.nn.convolutions.choices import settle
 from common.runtime import environment
 from common.state import TrainState
 from common.training.initialise import Match, initialise, number_of_classes
-from common.training.loop import Progress
+from common.training.loop import VALIDATION, Progress
 from common.training.setup import Training, num_parameters
 
 # What may change between the halves of a run without changing its numbers: a run that stopped early goes on without
@@ -37,9 +37,14 @@ def begin(
       The state and progress to start from, the run's checkpoints, and a sentence that says which it was.
 
     Raises:
-      UserError: if `workdir` holds a run of another config, or files that are no run.
+      UserError: if `workdir` holds a run of another config, files that are no run, or there is no validation split.
       CheckpointError: if the latest checkpoint cannot be restored.
     """
+    if not len(training.dataset.splits.get(VALIDATION, ())):
+        raise DataError(
+            f'{training.config.dataset.name} has no {VALIDATION} split to judge checkpoints by: give it '
+            'a share in config.dataset.split_fractions'
+        )
     record = _own_record(training, workdir)
     if record and (workdir / FOLDER).exists():
         checkpoints = Checkpoints(workdir, training.config.monitor.mode)
