@@ -243,6 +243,22 @@ def test_records_hold_training_and_validation_side_by_side(fit, tmp_path):
     assert list((tmp_path / 'run' / 'tensorboard').glob('events.out.tfevents.*'))
 
 
+def test_a_record_holds_the_loss_of_its_own_step_also_after_a_resume(fit, tmp_path):
+    fit(tmp_path / 'every', log_every='1steps')
+    values = {'steps_per_dispatch': 4, 'log_every': '4steps'}
+    fit(tmp_path / 'run', **values)
+    fit(tmp_path / 'stopped', 12, **values)
+    fit(tmp_path / 'stopped', **values)
+    every, run, stopped = (
+        {r['step']: r['step_loss'] for r in read_history(tmp_path / name) if 'step_loss' in r}
+        for name in ('every', 'run', 'stopped')
+    )
+    assert list(every) == list(range(1, 25))
+    assert list(run) == [4, 8, 12, 16, 20, 24]
+    np.testing.assert_allclose([every[step] for step in run], list(run.values()), rtol=1e-5)
+    assert stopped == run
+
+
 def test_best_and_latest_are_kept_and_only_these(fit, tmp_path):
     # A learning rate that explodes after the second evaluation: the best is before the latest.
     training, outcome = fit(
