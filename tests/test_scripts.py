@@ -1,5 +1,6 @@
 """The launch scripts from end to end, as a person runs them: resume after a kill, evaluation, and bad input."""
 
+import errno
 import json
 import os
 import pathlib
@@ -150,6 +151,15 @@ def test_a_workdir_that_can_be_no_folder_is_refused(script, trained, tmp_path):
     for workdir in (tmp_path / 'file', tmp_path / 'file/run'):
         ended = script('train', *trained.arguments, f'--workdir={workdir}')
         assert_refused(ended, 1, f'{workdir} cannot be a folder', 'another --workdir')
+
+
+def test_a_run_that_cannot_be_written_is_told_in_a_sentence(script, trained, run, monkeypatch):
+    def full(path, *arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(pathlib.Path, 'replace', full)
+    ended = script('train', *trained.arguments, f'--workdir={run}')
+    assert_refused(ended, 1, 'No space left on device', 'metrics.jsonl')
 
 
 def test_a_run_holds_what_the_readme_says(trained):
