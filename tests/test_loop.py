@@ -352,6 +352,15 @@ def test_what_changes_no_number_may_change_between_halves(fit, tmp_path):
     assert outcome.ended == 'complete'
 
 
+def test_a_run_that_goes_on_with_other_devices_of_the_machine_says_so(fit, data_dir, tmp_path):
+    training, _ = fit(tmp_path / 'run', 3)  # with two devices
+    for devices, warned in ((2, False), (1, True)):
+        other = make_training(training.config, data_dir, devices)
+        _, _, checkpoints, how = begin(other, tmp_path / 'run', data_dir)
+        checkpoints.close()
+        assert ('begun with other devices' in how) == warned
+
+
 def test_checkpoints_without_a_config_are_not_overwritten(fit, tmp_path):
     (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
     with pytest.raises(UserError, match=r'holds checkpoints but no config\.json: give another --workdir'):

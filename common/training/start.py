@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,7 +52,7 @@ def begin(
         if not checkpoints.is_empty():
             step = checkpoints.find('latest')
             state, progress = checkpoints.restore(training.abstract_state(), step)
-            how = f'going on from step {step} of {training.total_steps}{_elsewhere(record)}'
+            how = f'going on from step {step} of {training.total_steps}{_elsewhere(training, record)}'
             return state, Progress(**progress), checkpoints, how
         checkpoints.close()
     # Before the folder becomes a run: weights that do not fit leave nothing behind.
@@ -93,15 +94,20 @@ def _record(training: Training, data_dir: pathlib.Path, match: Match | None) -> 
         tables={name: jax.ShapeDtypeStruct(table.shape, table.dtype) for name, table in dataset.tables.items()},
         groups=members.count if members.by_group else None,
         data_dir=str(data_dir.absolute()),
-        environment=environment()
+        environment=_environment(training)
         | {'transport': str(training.transport_choice), 'convolutions': training.convolutions}
         | started,
     )
 
 
-def _elsewhere(record: RunRecord) -> str:
+def _environment(training: Training) -> dict[str, Any]:
+    """Of the machine's devices, those that the training takes."""
+    return environment() | {'devices': [device.device_kind for device in training.parallel.devices]}
+
+
+def _elsewhere(training: Training, record: RunRecord) -> str:
     """A word of warning where the run began on another processor or with other libraries."""
-    before, now = record.environment, environment()
+    before, now = record.environment, _environment(training)
     changed = [name for name in ('backend', 'processor', 'devices', 'versions') if before.get(name) != now[name]]
     return f'; begun with other {" and ".join(changed)} (config.json), so the last digits may differ' if changed else ''
 
