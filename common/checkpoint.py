@@ -43,7 +43,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=self._rank, create=True)
         handlers = {'state': ocp.PyTreeCheckpointHandler(), 'progress': ocp.JsonCheckpointHandler()}
         try:
-            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+            self._manager = _Manager(self.directory, options=options, item_handlers=handlers)
         except ValueError as error:
             raise CheckpointError(
                 f'{self.directory} cannot be read, the metrics of a checkpoint in it are damaged ({error}). '
@@ -140,14 +140,22 @@ class Checkpoints:
             f'({type(error).__name__}: {reason}). Remove the folder {step} to go on from an older one.'
         )
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether the cluster announced the end of this run of several processes."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
-
     def close(self) -> None:
         """Waits for saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's own, less its questions whether the cluster ends the run.
+
+    It asks for its log alone, at numbers of its own, from which jax would settle on a boundary that the loop has passed
+    (see `interruption.asked_of_all`).
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
 
 
 def _leaves(tree: Tree) -> dict[str, str]:

@@ -146,7 +146,7 @@ class ClassificationTask(Task):
 
     def metrics(self, predictions: Predictions, split: Split) -> dict[str, float]:
         metrics = headline_metrics(self.probabilities(predictions), np.asarray(split.columns['label']))
-        del metrics['log_loss']  # the frame's `loss` is the same
+        del metrics['log_loss']  # the frame's `loss` is the same, or that of soft labels
         return metrics
 
     def report(self, evidence: Evidence) -> Report:

@@ -105,7 +105,7 @@ def choose(options: Mapping[str, Any], name: str, key: str) -> Any:
 
 def check(config: ConfigDict) -> None:
     """Raises UsageError, naming the key, where a value of the frame's own makes no sense; warns where two clash."""
-    batch, parts = config.batch_size, config.accumulate_steps
+    batch, parts, optimizer = config.batch_size, config.accumulate_steps, config.optimizer
     wrong = {
         'batch_size': (batch >= 1, 'at least 1'),
         'steps_per_dispatch': (config.steps_per_dispatch >= 0, 'at least 0'),
@@ -113,6 +113,12 @@ def check(config: ConfigDict) -> None:
         'cpu_devices': (config.cpu_devices >= 0, 'at least 0'),
         'ensemble': (config.ensemble >= 1, 'at least 1'),
         'ema_decay': (0 <= config.ema_decay < 1, 'from 0 to below 1'),
+        'optimizer.learning_rate': (optimizer.learning_rate >= 0, 'at least 0'),
+        'optimizer.weight_decay': (optimizer.weight_decay >= 0, 'at least 0'),
+        'optimizer.momentum': (0 <= optimizer.momentum < 1, 'from 0 to below 1'),
+        'optimizer.gradient_clip': (optimizer.gradient_clip >= 0, 'at least 0'),
+        'schedule.factor': (config.schedule.factor >= 0, 'at least 0'),
+        'schedule.patience': (config.schedule.patience >= 1, 'at least 1'),
         'data.threads': (config.data.threads >= 0, 'at least 0'),
         'monitor.mode': (config.monitor.mode in ('auto', 'min', 'max'), 'auto, min or max'),
         'monitor.patience': (config.monitor.patience >= 0, 'at least 0'),

@@ -34,7 +34,11 @@ def start(distributed: bool = False, cpu_devices: int = 1) -> None:
     if cpu_devices > 1 and 'host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
         jax.config.update('jax_num_cpu_devices', cpu_devices)
     if distributed:
-        jax.distributed.initialize()
+        # Of these three variables, jax itself reads the address only.
+        count, number = (os.environ.get(name) for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'))
+        jax.distributed.initialize(
+            num_processes=int(count) if count else None, process_id=int(number) if number else None
+        )
 
 
 def compile_cache() -> pathlib.Path:
@@ -51,7 +55,7 @@ def compute_dtype(precision: str) -> np.dtype:
     """The dtype of activations: bfloat16 under 'auto' on accelerators, where it is fast; float32 on a CPU."""
     if precision == 'auto':
         precision = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-    if precision not in ('float32', 'bfloat16', 'float64'):
+    if precision not in ('float32', 'bfloat16'):
         raise UsageError(f'config.precision is {precision!r}; it may be auto, float32, bfloat16')
     return jax.numpy.dtype(precision)
 

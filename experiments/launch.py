@@ -1,5 +1,6 @@
 """What the launch scripts share: flags, and errors told in a sentence instead of a traceback."""
 
+import errno
 import pathlib
 import signal
 import sys
@@ -14,6 +15,8 @@ from common.runtime import default_data_dir
 from common.task import task_class
 
 flags.disclaim_key_flags()  # --help of a script shows what is defined here among its own flags
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # full, or not to be written
 
 DATA_DIR_HELP = 'Folder of prepared data sets. Default: $TRIPTYCH_DATA, else ~/.cache/triptych/data.'
 
@@ -62,6 +65,10 @@ def run(main: Callable[[], int | None]) -> None:
             return main()
         except UserError as error:
             return _fail(error)
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK:
+                raise
+            return _fail(UserError(str(error)))
         except KeyboardInterrupt:
             print('interrupted', file=sys.stderr)
             return 128 + signal.SIGINT

@@ -201,7 +201,7 @@ class Stocks(Task):
     def write_predictions(self, predictions: Predictions, split: Split, path: pathlib.Path) -> None:
         """`ticker,date,last_close,predicted`: the close `horizon` trading days after `date`, the file's last."""
         table = split.records[['ticker', 'date', 'last_close']].assign(predicted=self.prices(predictions, split))
-        table.to_csv(path, index=False, float_format='%.6f')
+        table.to_csv(path, index=False, float_format='%.9g')
 
     def _last_window(self, history: History) -> tuple[np.ndarray, pd.DataFrame]:
         """Scaled window float32 [window, features] and its record."""

@@ -1,6 +1,8 @@
 """Decoding: every kind of image becomes the same kind of array, bad files are named, the cache changes nothing."""
 
+import errno
 import io
+import os
 
 import numpy as np
 import pytest
@@ -201,3 +203,15 @@ def test_failed_cache_is_not_taken_for_good(tmp_path):
 def test_every_decoding_has_a_name_of_its_own():
     variants = [decoding(), decoding('crop'), decoding('pad'), decoding(channels=1), decoding(height=25)]
     assert len({str(variant) for variant in variants}) == len(variants)
+
+
+@pytest.mark.skipif(not hasattr(os, 'posix_fallocate'), reason='only there can room be taken ahead')
+def test_a_full_disk_is_told_before_pages_without_room_kill_the_process(tmp_path, monkeypatch):
+    def full(file, offset, length):
+        assert (offset, length) == (0, os.fstat(file).st_size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'posix_fallocate', full)
+    with pytest.raises(DataError, match='no room for 0 MiB of decoded images'):
+        decoded_split(RecordsInMemory(many(3)), tmp_path / 'train.npy', decoding())
+    assert [path.name for path in tmp_path.iterdir()] == ['.lock']

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import resource
 import signal
 import time
 
@@ -242,6 +243,22 @@ def test_records_hold_training_and_validation_side_by_side(fit, tmp_path):
     assert list((tmp_path / 'run' / 'tensorboard').glob('events.out.tfevents.*'))
 
 
+def test_a_record_holds_the_loss_of_its_own_step_also_after_a_resume(fit, tmp_path):
+    fit(tmp_path / 'every', log_every='1steps')
+    values = {'steps_per_dispatch': 4, 'log_every': '4steps'}
+    fit(tmp_path / 'run', **values)
+    fit(tmp_path / 'stopped', 12, **values)
+    fit(tmp_path / 'stopped', **values)
+    every, run, stopped = (
+        {r['step']: r['step_loss'] for r in read_history(tmp_path / name) if 'step_loss' in r}
+        for name in ('every', 'run', 'stopped')
+    )
+    assert list(every) == list(range(1, 25))
+    assert list(run) == [4, 8, 12, 16, 20, 24]
+    np.testing.assert_allclose([every[step] for step in run], list(run.values()), rtol=1e-5)
+    assert stopped == run
+
+
 def test_best_and_latest_are_kept_and_only_these(fit, tmp_path):
     # A learning rate that explodes after the second evaluation: the best is before the latest.
     training, outcome = fit(
@@ -335,6 +352,15 @@ def test_what_changes_no_number_may_change_between_halves(fit, tmp_path):
     assert outcome.ended == 'complete'
 
 
+def test_a_run_that_goes_on_with_other_devices_of_the_machine_says_so(fit, data_dir, tmp_path):
+    training, _ = fit(tmp_path / 'run', 3)  # with two devices
+    for devices, warned in ((2, False), (1, True)):
+        other = make_training(training.config, data_dir, devices)
+        _, _, checkpoints, how = begin(other, tmp_path / 'run', data_dir)
+        checkpoints.close()
+        assert ('begun with other devices' in how) == warned
+
+
 def test_checkpoints_without_a_config_are_not_overwritten(fit, tmp_path):
     (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
     with pytest.raises(UserError, match=r'holds checkpoints but no config\.json: give another --workdir'):
@@ -381,6 +407,21 @@ def test_records_after_the_resumed_step_are_dropped_and_a_torn_line_too(tmp_path
     assert [record['step'] for record in read_history(tmp_path)] == [4, 8, 12]
     Journal(tmp_path, resumed_at=0).close()
     assert read_history(tmp_path) == []
+
+
+def test_a_full_disk_leaves_the_records_as_they_were(tmp_path):
+    """A limit on the size of files stands for it."""
+    text = ''.join(json.dumps({'step': step, 'loss': 1.0}) + '\n' for step in range(1, 100))
+    (tmp_path / 'metrics.jsonl').write_text(text)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match='too large'):
+            Journal(tmp_path, resumed_at=50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path / 'metrics.jsonl').read_text() == text
 
 
 def test_chunks_depend_on_the_absolute_step_alone():

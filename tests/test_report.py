@@ -157,6 +157,16 @@ def test_intervals_of_recall_are_wilsons_over_groups():
     assert pairs[2][0] < apart[2][0] < apart[2][1] < pairs[2][1]  # six images of three lesions
 
 
+def test_intervals_of_recall_hold_the_truth_of_groups_of_unequal_sizes():
+    random, inside = np.random.default_rng(0), 0
+    for _ in range(500):
+        groups = np.repeat(np.arange(60), random.geometric(0.1, 60))
+        right = (random.random(60) < 0.7)[groups]  # the images of a group are as good as copies
+        ((low, high), _) = measures.recall_intervals(np.eye(2)[1 - right], np.zeros(len(groups), int), groups)
+        inside += low <= 0.7 <= high
+    assert inside / 500 == pytest.approx(0.95, abs=0.03)
+
+
 def test_figures_of_the_page_are_those_of_the_metrics(made):
     report, text, _ = made
     reader = Reader(text)
@@ -165,7 +175,9 @@ def test_figures_of_the_page_are_those_of_the_metrics(made):
 
     for name in report.headlines:
         assert f'{metrics[name]:.3f}' in reader.texts
-        assert '{:.3f} to {:.3f}'.format(*metrics['intervals_95'][name]) in reader.texts
+        if name in metrics['intervals_95']:
+            assert '{:.3f} to {:.3f}'.format(*metrics['intervals_95'][name]) in reader.texts
+    assert set(report.headlines) - set(metrics['intervals_95']) == {'expected_calibration_error'}
     for name, values in metrics['per_class'].items():
         shown = [f'{values[key]:.3f}' for key in ('precision', 'recall', 'f1', 'roc_auc')]
         shown.insert(2, '{:.3f} to {:.3f}'.format(*values['recall_interval_95']))
@@ -231,6 +243,8 @@ def test_subgroups_agree_with_pandas_and_scikit_learn():
         assert values['few'] == (len(rows) < 30) == (values['interval_95'] is None)
     low, high = found['age']['40 to 59']['interval_95']
     assert low < found['age']['40 to 59']['balanced_accuracy'] < high
+    patients = measures.subgroups(probabilities, labels, np.arange(len(labels)) % 29, partitions)
+    assert all(row['few'] and row['interval_95'] is None for row in patients['age'].values())
 
 
 def test_galleries_take_the_surest_of_every_class_and_the_surest_mistakes():

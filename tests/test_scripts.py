@@ -1,11 +1,13 @@
 """The launch scripts from end to end, as a person runs them: resume after a kill, evaluation, and bad input."""
 
+import errno
 import json
 import os
 import pathlib
 import re
 import shutil
 import signal
+import socket
 import time
 from unittest import mock
 
@@ -99,6 +101,33 @@ def test_a_stopped_training_goes_on_in_another_process_bit_for_bit(trained, unin
     }
 
 
+def test_of_several_processes_one_that_is_to_end_ends_all_at_one_step(trained, script, tmp_path):
+    arguments = (*trained.arguments, *LONG, f'--workdir={tmp_path / "run"}')
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        cluster = {
+            'XLA_FLAGS': '',
+            'JAX_COORDINATOR_ADDRESS': f'localhost:{free.getsockname()[1]}',
+            'JAX_NUM_PROCESSES': '2',
+        }
+    first, second = (
+        start_script('train', *arguments, '--distributed', env=os.environ | cluster | {'JAX_PROCESS_ID': str(number)})
+        for number in range(2)
+    )
+    try:
+        while (line := first.stdout.readline()) and not line.startswith('epoch'):
+            pass
+        second.send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=90) for process in (first, second)]
+    finally:
+        first.kill()
+        second.kill()
+    assert [first.returncode, second.returncode] == 2 * [128 + signal.SIGTERM], said
+    [stopped] = {line for stdout, _ in said for line in re.findall('interrupted at step .* after', stdout)}
+    again = script('train', *arguments)
+    assert f'going on from {stopped.split(" ", 2)[2].removesuffix(" after")} of 80' in again.stdout, again.stderr
+
+
 def test_a_killed_prepare_starts_over(script, tmp_path):
     raw, data = draw_raw(tmp_path / 'raw', lesions=60), tmp_path / 'data'
     arguments = ('--config=lesion/configs/ham10000.py', f'--raw_dir={raw}', f'--data_dir={data}')
@@ -122,6 +151,15 @@ def test_a_workdir_that_can_be_no_folder_is_refused(script, trained, tmp_path):
     for workdir in (tmp_path / 'file', tmp_path / 'file/run'):
         ended = script('train', *trained.arguments, f'--workdir={workdir}')
         assert_refused(ended, 1, f'{workdir} cannot be a folder', 'another --workdir')
+
+
+def test_a_run_that_cannot_be_written_is_told_in_a_sentence(script, trained, run, monkeypatch):
+    def full(path, *arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(pathlib.Path, 'replace', full)
+    ended = script('train', *trained.arguments, f'--workdir={run}')
+    assert_refused(ended, 1, 'No space left on device', 'metrics.jsonl')
 
 
 def test_a_run_holds_what_the_readme_says(trained):
@@ -332,6 +370,15 @@ def test_training_prepares_only_from_sound_raw_files(script, raw, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def test_training_needs_a_validation_split(script, raw, tmp_path):
+    shares = [
+        f'--config.dataset.split_fractions.{name}={share}' for name, share in (('train', 0.85), ('validation', 0.0))
+    ]
+    flags = (f'--config.dataset.raw_dir={raw}', f'--data_dir={tmp_path}/data', f'--workdir={tmp_path}/run')
+    assert_refused(script('train', *SMALL, *shares, *flags), 1, 'has no validation split')
+    assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize('name', ['prepare', 'train'])
 def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
     workdir = [f'--workdir={tmp_path}/run'] if name == 'train' else []
@@ -352,6 +399,11 @@ def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
         ('--config.batch_size=512', 1, ['training examples are fewer than one batch of 512']),
         ('--config.steps_per_dispatch=-1', 2, ['config.steps_per_dispatch is -1']),
         ('--config.accumulate_steps=3', 2, ['config.accumulate_steps is 3']),
+        ('--config.duration=0epochs', 2, ["config.duration is '0epochs'; it must be a step or more"]),
+        ('--config.evaluate_every=0steps', 2, ["config.evaluate_every is '0steps'; it must be a step or more"]),
+        ('--config.optimizer.gradient_clip=-1.0', 2, ['config.optimizer.gradient_clip is -1.0']),
+        ('--config.schedule.patience=0', 2, ['config.schedule.patience is 0; it must be at least 1']),
+        ('--config.precision=float64', 2, ["config.precision is 'float64'; it may be auto, float32, bfloat16"]),
         ('--config.model.name=nope', 2, ["config.model.name is 'nope'; it may be cnn"]),
         ('--config.optimizer.name=nope', 2, ["config.optimizer.name is 'nope'; it may be adam, adamw, sgd"]),
         ('--config.schedule.name=nope', 2, ["config.schedule.name is 'nope'; it may be constant"]),

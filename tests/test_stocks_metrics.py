@@ -84,6 +84,12 @@ def test_diebold_mariano_errs_as_often_as_it_says():
     assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09
 
 
+@pytest.mark.parametrize(('days', 'horizon'), [(1, 1), (5, 20), (10, 20), (20, 20)])
+def test_diebold_mariano_tells_nothing_of_fewer_days_than_the_horizon(days, horizon):
+    errors, naive = np.random.default_rng(11).normal(size=(2, days))
+    assert diebold_mariano(errors, naive, np.arange(days), horizon=horizon) == {'statistic': 0.0, 'p_value': 1.0}
+
+
 def test_equal_forecasts_are_no_different():
     errors = np.random.default_rng(5).normal(size=30)
     rounded = errors * (1 + 1e-15)
@@ -102,15 +108,35 @@ def test_bootstrap_interval_holds_the_true_skill_as_often_as_it_says():
     assert 0.89 <= inside / 200 <= 0.99
 
 
-def test_bootstrap_of_single_days_agrees_with_drawing_them_one_by_one():
+@pytest.mark.parametrize(('days', 'horizon'), [(60, 1), (30, 5), (100, 20)])
+def test_bootstrap_interval_of_few_blocks_is_not_too_narrow(days, horizon):
+    inside = 0
+    for trial in range(400):
+        random = np.random.default_rng(trial)
+        shocks = np.lib.stride_tricks.sliding_window_view(random.normal(size=(2, days + horizon - 1)), horizon, axis=1)
+        naive, other = shocks.sum(axis=-1)
+        errors = 0.95 * naive + math.sqrt(1 - 0.95**2) * other  # overlapping and of the same variance: skill 0
+        low, high = skill_interval(errors, naive, np.arange(days), horizon=horizon, seed=trial)
+        inside += low <= 0 <= high
+    assert 0.87 <= inside / 400 <= 0.98  # with percentiles 2.5 and 97.5: 0.89, 0.81, 0.76
+
+
+@pytest.mark.parametrize(('days', 'horizon'), [(1, 1), (7, 1), (20, 20), (79, 20)])
+def test_fewer_than_four_blocks_of_days_have_no_interval(days, horizon):
+    errors, naive = np.random.default_rng(12).normal(size=(2, days))
+    assert skill_interval(errors, naive, np.arange(days), horizon=horizon) is None
+
+
+def test_bootstrap_of_days_agrees_with_drawing_blocks_one_by_one():
     random = np.random.default_rng(7)
-    errors, naive = random.normal(size=7), random.normal(size=7)
-    low, high = skill_interval(errors, naive, np.arange(7), horizon=1)
+    errors, naive = random.normal(size=8), random.normal(size=8)
+    low, high = skill_interval(errors, naive, np.arange(8), horizon=1)
     draws = []
-    for _ in range(4000):
-        rows = np.concatenate([(start + np.arange(2)) % 7 for start in random.integers(7, size=4)])
+    for _ in range(20000):
+        rows = np.concatenate([(start + np.arange(2)) % 8 for start in random.integers(8, size=4)])
         draws.append(skill(errors[rows], naive[rows]))
-    np.testing.assert_allclose([low, high], np.percentile(draws, [2.5, 97.5]), atol=0.12)
+    tail = stats.norm.cdf(stats.t.ppf(0.025, 3) * math.sqrt(4 / 3))  # as far out as Student's t for four blocks
+    np.testing.assert_allclose([low, high], np.quantile(draws, [tail, 1 - tail]), atol=0.12)
 
 
 def test_rank_correlation_is_the_mean_over_days_with_enough_tickers():
@@ -164,6 +190,9 @@ def test_a_forecast_that_repeats_the_last_close_is_called_so():
     lagging = repetition(records, last * np.exp(-0.5 * seen))
     assert 'not towards the price to come' in lagging['sentence']
     assert lagging['correlation_with_last'] == pytest.approx(-1)
+    young = records.assign(last_return=np.where(np.arange(2000) < 5, np.nan, seen))
+    assert repetition(young, last * np.exp(-0.5 * seen))['correlation_with_last'] == pytest.approx(-1)
+    assert 'just seen undefined' in repetition(young[:5], last[:5] * np.exp(-0.5 * seen[:5]))['sentence']
     seer = repetition(records, last + 0.5 * (actual - last))
     assert 'departs from the last close, towards' in seer['sentence']
     assert seer['correlation_with_next'] > 0.99

@@ -13,7 +13,7 @@ from common.data.transport import complete
 from common.errors import DataError, UsageError
 from stocks.configs import prices
 from stocks.data.csv_files import History
-from stocks.data.panel import build, feature_values
+from stocks.data.panel import build, feature_values, records_of
 from stocks.data.periods import split_periods, walk_forward_dates
 from stocks.evaluation.baselines import LAGS, baseline_prices
 from stocks.task import Stocks
@@ -288,3 +288,10 @@ def test_a_ticker_too_young_for_training_is_no_obstacle_to_a_relative_scaler():
     young = dataset.splits['test'].records.query('ticker == "Y"')
     np.testing.assert_allclose(young['drift'], young['last_close'])
     np.testing.assert_allclose(young['autoregression'], young['last_close'])
+
+
+def test_the_first_row_of_a_history_has_a_volatility_too():
+    history = random_history('A', rows=100)
+    records = records_of(history.dates, history.values[:, 3], slice(0, 80), 3)
+    assert records['volatility'][0] == 1e-4
+    assert records['volatility'].notna().all()

@@ -89,3 +89,4 @@ def test_walking_forward_trains_and_judges_every_period(script, folders):
     page = (run / 'walk_forward/report.html').read_text()
     assert 'no financial advice' in page
     assert all(f'<td>{period["rmse"]:.3f}</td>' in page for period in periods)
+    assert all(f'<td>{len(table):,}</td>' in page for table in tables)

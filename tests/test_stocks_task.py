@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from common.errors import DataError, UsageError
+from common.evaluation.report.page import Page, write_page
 from common.findings import Evidence
 from common.training.setup import make_training
 from stocks.configs import demo, prices
@@ -95,6 +96,37 @@ def test_the_report_tells_a_seer_from_the_baselines(prepared, tmp_path):
     metrics = task.metrics(as_predictions(task, split, forecast), split)
     assert metrics['skill'] == pytest.approx(report['skill'])
     assert metrics['rmse'] == pytest.approx(report['rmse'])
+
+
+def test_the_page_of_the_validation_split_does_without_coverage(prepared, tmp_path):
+    task, dataset = task_and_data(prepared)
+    split = dataset.splits['validation']
+    said = as_predictions(task, split, split.records['last_close'])
+    evidence = Evidence(predictions=said, split=split, calibration=None, directory=tmp_path)
+    report = task.report(evidence)
+    assert 'coverage_90' not in report.metrics
+    parts = {'metrics': report.metrics, 'headlines': report.headlines, 'sections': report.sections}
+    assert write_page(Page(title='', subtitle='', notice='', **parts), tmp_path).exists()
+
+
+@pytest.mark.parametrize(
+    ('still', 'days', 'said'), [(True, 60, 'never wrong'), (False, 1, 'too few days'), (False, 60, 'cannot be told')]
+)
+def test_prices_that_stand_still_and_single_days_are_judged_as_what_they_are(prepared, tmp_path, still, days, said):
+    task, dataset = task_and_data(prepared, tickers=('T03',))
+    whole = dataset.splits['train']
+    records = whole.records[:days]
+    if still:
+        records = records.assign(actual=100.0, last_close=100.0)
+    split = dataclasses.replace(whole, columns={n: c[:days] for n, c in whole.columns.items()}, records=records)
+    shaken = records['last_close'] * np.random.default_rng(0).normal(1, 1e-4, days)
+    report = report_of(task, as_predictions(task, split, shaken), split, tmp_path)
+    assert said in report['verdict']
+    assert ('No price moved' in report['repetition']['sentence']) == still
+    assert (report['directional_accuracy'] is None) == still
+    assert set(report['intervals_95']) == ({'skill'} if said == 'cannot be told' else set())
+    assert pd.read_csv(tmp_path / 'tickers.csv')['skill_low'].isna().all() == (said != 'cannot be told')
+    json.dumps(report, allow_nan=False)
 
 
 def test_scaled_error_is_the_loss_of_training(prepared, tmp_path):
@@ -197,6 +229,22 @@ def test_precision_is_what_the_config_says_and_float32_where_it_says_nothing(pre
     task.config.precision = 'half'
     with pytest.raises(UsageError, match=r"config\.precision is 'half'"):
         task.model()
+
+
+def test_tables_keep_the_digits_of_prices_far_below_a_cent(tmp_path):
+    (tmp_path / 'raw').mkdir()
+    history = random_history('A', rows=300)
+    cheap = history.values * np.where(np.array(COLUMNS) == 'Volume', 1, 1e-7)
+    write_csv(tmp_path / 'raw' / 'A.csv', dataclasses.replace(history, values=cheap))
+    TASK.prepare(config_of(), tmp_path / 'raw', tmp_path / 'data', skip_bad=False)
+    task, dataset = task_and_data(tmp_path / 'data', 'log_return', 'relative')
+    split = dataset.splits['test']
+    said = as_predictions(task, split, split.records['last_close'])
+    report_of(task, said, split, tmp_path)
+    task.write_predictions(said, split, tmp_path / 'next.csv')
+    for name in ('predictions', 'next'):
+        table = pd.read_csv(tmp_path / f'{name}.csv')
+        np.testing.assert_allclose(table['predicted'], split.records['last_close'], rtol=1e-8)
 
 
 @pytest.mark.parametrize(('target', 'scaler'), [('price', 'minmax'), ('log_return', 'relative')])

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import io
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -137,6 +138,7 @@ def decoded_split(records: Records, path: pathlib.Path, decoding: Decoding) -> n
 
 def _write_decoded(records: Records, path: pathlib.Path, decoding: Decoding) -> None:
     pixels = np.lib.format.open_memmap(path, 'w+', np.uint8, (len(records), *decoding.shape))
+    _reserve(path)
 
     def fill(rows: range) -> None:
         for row, record in zip(rows, records.__getitems__(rows), strict=True):
@@ -145,6 +147,21 @@ def _write_decoded(records: Records, path: pathlib.Path, decoding: Decoding) -> 
     chunks = [range(i, min(i + CHUNK, len(records))) for i in range(0, len(records), CHUNK)]
     in_threads(fill, chunks, 'decoding images')
     pixels.flush()
+
+
+def _reserve(path: pathlib.Path) -> None:
+    """Takes the file's room on the disk before it is written: a mapped page without any kills the process."""
+    if not hasattr(os, 'posix_fallocate'):
+        return
+    size = path.stat().st_size
+    try:
+        with path.open('r+b') as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink()
+        raise DataError(
+            f'{path.parent}: no room for {size / 2**20:,.0f} MiB of decoded images ({error.strerror})'
+        ) from error
 
 
 def in_threads[T, R](function: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:

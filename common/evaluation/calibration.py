@@ -24,11 +24,6 @@ class ReliabilityCurve(NamedTuple):
     accuracy: np.ndarray  # float64, share of the bin predicted correctly
 
 
-def confidence_bins(confidence: np.ndarray, num_bins: int) -> np.ndarray:
-    """Returns the equal-width bin (low, high] of each confidence in [0, 1]: int64 [n] in 0..num_bins-1."""
-    return np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
-
-
 def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> ReliabilityCurve:
     """Compares the confidence of the predicted class with how often it is right (DeGroot & Fienberg 1983).
 
@@ -39,7 +34,7 @@ def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, num_bins: i
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == labels
-    bins = confidence_bins(confidence, num_bins)
+    bins = np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)
     occupied = np.flatnonzero(counts)
     counts = counts[occupied]
@@ -66,7 +61,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Fits the one temperature that minimises the log loss of `logits / temperature` (Guo et al. 2017).
 
     Fit on validation data, never on test data. The loss is convex in 1 / temperature, so the minimum found
-    is the only one; a model that is right about every example has none, and gets the lowest allowed, 0.01.
+    is the only one; a model that is right about every example has none, and gets a temperature, 0.01 or
+    more, at which the loss is as good as zero.
 
     Args:
       logits: float [n, classes].

@@ -9,31 +9,48 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from common.errors import UserError
 
 
 @contextlib.contextmanager
 def interruption() -> Iterator[list[int]]:
-    """A list of signals, SIGINT (Ctrl-C) and SIGTERM, that ask the process to end; a second Ctrl-C ends it at once."""
+    """A list of signals, SIGINT (Ctrl-C) and SIGTERM, that ask the process to end; a second Ctrl-C ends it at once.
+
+    Of several processes none may end alone, for the others would wait for it: the list stays empty, and all of them
+    learn from `asked_of_all` what one was asked.
+    """
     asked: list[int] = []
+    together = jax.process_count() > 1
 
     def note(number: int, frame: Any) -> None:
         del frame
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(number)
+        if together:
+            signal.raise_signal(signal.SIGTERM)
 
+    numbers = [signal.SIGINT] if together else [signal.SIGINT, signal.SIGTERM]  # jax itself waits for SIGTERM
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, note) for number in numbers}
     except ValueError:  # not the main thread, where no signal arrives
         yield asked
         return
     try:
-        yield asked
+        yield [] if together else asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def asked_of_all(boundary: int) -> bool:
+    """Whether all of several processes are to end here, since one of them was asked to.
+
+    All must call it with the same numbers, which go up by one: jax settles on the next that none has called with.
+    """
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(boundary)
 
 
 @contextlib.contextmanager

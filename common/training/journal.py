@@ -25,7 +25,9 @@ class Journal:
         self._board = None
         if active:
             kept = [record for record in read_history(workdir) if record['step'] <= resumed_at and resumed_at]
-            self._path.write_text(''.join(json.dumps(record) + '\n' for record in kept), encoding='utf-8')
+            partial = workdir / (METRICS_FILE + '.partial')
+            partial.write_text(''.join(json.dumps(record) + '\n' for record in kept), encoding='utf-8')
+            partial.replace(self._path)  # a kill or a full disk leaves the records as they were
             folder = workdir / 'tensorboard'
             shutil.rmtree(folder, ignore_errors=True)
             self._board = SummaryWriter(str(folder))

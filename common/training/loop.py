@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common.checkpoint import Checkpoints
 from common.errors import TrainingDivergedError
 from common.state import TrainState
-from common.training.interruption import interruption
+from common.training.interruption import asked_of_all, interruption
 from common.training.journal import Clock, Journal, duration_text
 from common.training.plan import chunks
 from common.training.setup import Training
@@ -77,14 +77,16 @@ class _Loop:
         self._training, self._checkpoints, self._progress = training, checkpoints, progress
         self._state = state
         self._step = int(np.max(state.step))
+        self._scale = float(np.mean(state.learning_rate_scale))
         self._chief = jax.process_index() == 0
         self._line = tqdm(bar_format='{desc}', disable=None, leave=False)  # for the person watching a terminal
         self._clock = Clock(progress.seconds)
         config = training.config
-        self._evaluate_every = max(training.to_steps(config.evaluate_every), 1)
-        self._log_every = max(training.to_steps(config.log_every), 1)
+        self._evaluate_every = training.to_steps(config.evaluate_every)
+        self._log_every = training.to_steps(config.log_every)
         self._pending: collections.deque[tuple[int, Any]] = collections.deque()  # metrics not yet fetched
         self._latest: dict[str, float] = {}
+        self._due: dict[int, dict[str, float]] = {}  # rates to be recorded beside the metrics of their step
         self._logged = (self._step, self._clock.seconds)
         self._journal = Journal(workdir, self._step, active=self._chief)
 
@@ -94,12 +96,14 @@ class _Loop:
             parts = chunks(self._step, training.total_steps, self._evaluate_every, training.config.steps_per_dispatch)
             transport = training.transport('train')
             batches = iter(transport.batches(training.plan.dispatches(parts)))
+            boundary = 0
             while True:
                 self._evaluate_and_save()
                 if self._is_over():
                     return Outcome(self._is_over(), self._step, self._progress)
-                if asked_to_stop or self._checkpoints.reached_preemption(self._step):
+                if asked_to_stop or asked_of_all(boundary):
                     return self._interrupted(asked_to_stop[0] if asked_to_stop else signal.SIGTERM)
+                boundary += 1
                 batch = next(batches)
                 count = batch['mask'].shape[1]
                 if count not in compiled:
@@ -157,6 +161,7 @@ class _Loop:
             progress.stale_since_drop = 0
             scale = self._state.learning_rate_scale * config.schedule.factor
             self._state = self._state.replace(learning_rate_scale=scale)
+            self._scale = float(np.mean(scale))
 
     def _is_over(self) -> str:
         patience = self._training.config.monitor.patience
@@ -181,24 +186,23 @@ class _Loop:
         examples = steps * self._training.plan.batch_size * (self._training.members.count or 1)
         rate, step_time = examples / (now - seconds), (now - seconds) / steps
         self._logged = (self._step, now)
-        latest = self._latest
-        if not latest:
-            return
-        rates = {
-            'learning_rate': float(self._training.schedule(self._step) * np.mean(self._state.learning_rate_scale)),
+        self._due[self._step] = {
+            'learning_rate': float(self._training.schedule(self._step)) * self._scale,
             'examples_per_second': rate,
         }
-        self._journal.write(
-            self._step, {'step_loss': latest['loss'], 'gradient_norm': latest['gradient_norm'], **rates}
-        )
+        if not self._latest:
+            return
         left = (self._training.total_steps - self._step) * step_time
         self._line.set_description_str(
-            f'step {self._step}/{self._training.total_steps}  loss {latest["loss"]:.4f}  {rate:,.0f} examples/s  '
+            f'step {self._step}/{self._training.total_steps}  loss {self._latest["loss"]:.4f}  {rate:,.0f} examples/s  '
             f'{1e3 * step_time:.1f} ms a step  {duration_text(left)} to go'
         )
 
     def _fetch(self, keep: int) -> None:
-        """Brings metrics to the host, all but the newest `keep` dispatches; stops a training that has diverged."""
+        """Brings metrics to the host, all but the newest `keep` dispatches, and records those of steps that are due.
+
+        Stops a training that has diverged.
+        """
         while len(self._pending) > keep:
             step, metrics = self._pending.popleft()
             host = mean_over_members(metrics)
@@ -210,6 +214,9 @@ class _Loop:
                 self._progress.steps += 1
                 for name, value in self._latest.items():
                     self._progress.sums[name] = self._progress.sums.get(name, 0.0) + value
+            if step in self._due:
+                figures = {'step_loss': self._latest['loss'], 'gradient_norm': self._latest['gradient_norm']}
+                self._journal.write(step, figures | self._due.pop(step))
 
     def _say(self, text: str) -> None:
         self._line.clear()

@@ -175,6 +175,7 @@ def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) 
         parts = f' and {config.accumulate_steps} parts' if config.accumulate_steps > 1 else ''
         raise UsageError(f'config.batch_size {config.batch_size} does not divide over {len(parallel)} devices{parts}')
     total = number_of_steps(config.duration, steps_per_epoch=plan.steps_per_epoch, batch_size=config.batch_size)
+    _refuse_none(config, 'duration', total)
     training = Training(
         config=config.copy_and_resolve_references(),
         dataset=dataset,
@@ -186,15 +187,22 @@ def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) 
         total_steps=total,
         transport_choice=choose_transport(config.data.transport, _num_bytes(dataset), parallel),
     )
+    for key in ('evaluate_every', 'log_every'):
+        _refuse_none(config, key, training.to_steps(config[key]))
     monitor = training.config.monitor
     better = choose({'loss': 'min', **task.better}, monitor.metric, 'monitor.metric')
     if monitor.mode == 'auto':
         monitor.mode = better
     if not config.steps_per_dispatch:
-        boundary = max(training.to_steps(config.evaluate_every), 1)
+        boundary = training.to_steps(config.evaluate_every)
         operations = training.flops * len(members.seeds)
         training.config.steps_per_dispatch = steps_per_dispatch(operations, jax.default_backend(), boundary)
     return training
+
+
+def _refuse_none(config: ConfigDict, key: str, steps: int) -> None:
+    if not steps:
+        raise UsageError(f'config.{key} is {config[key]!r}; it must be a step or more')
 
 
 def _num_bytes(dataset: Dataset) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,12 +10,12 @@ import numpy as np
 from common.checkpoint import FOLDER, Checkpoints
 from common.config import CONFIG_FILE, RunRecord, differences, load_run, save_run
 from common.data.dataset import Split
-from common.errors import UserError
+from common.errors import DataError, UserError
 from common.nn.convolutions.choices import settle
 from common.runtime import environment
 from common.state import TrainState
 from common.training.initialise import Match, initialise, number_of_classes
-from common.training.loop import Progress
+from common.training.loop import VALIDATION, Progress
 from common.training.setup import Training, num_parameters
 
 # What may change between the halves of a run without changing its numbers: a run that stopped early goes on without
@@ -37,16 +38,21 @@ def begin(
       The state and progress to start from, the run's checkpoints, and a sentence that says which it was.
 
     Raises:
-      UserError: if `workdir` holds a run of another config, or files that are no run.
+      UserError: if `workdir` holds a run of another config, files that are no run, or there is no validation split.
       CheckpointError: if the latest checkpoint cannot be restored.
     """
+    if not len(training.dataset.splits.get(VALIDATION, ())):
+        raise DataError(
+            f'{training.config.dataset.name} has no {VALIDATION} split to judge checkpoints by: give it '
+            'a share in config.dataset.split_fractions'
+        )
     record = _own_record(training, workdir)
     if record and (workdir / FOLDER).exists():
         checkpoints = Checkpoints(workdir, training.config.monitor.mode)
         if not checkpoints.is_empty():
             step = checkpoints.find('latest')
             state, progress = checkpoints.restore(training.abstract_state(), step)
-            how = f'going on from step {step} of {training.total_steps}{_elsewhere(record)}'
+            how = f'going on from step {step} of {training.total_steps}{_elsewhere(training, record)}'
             return state, Progress(**progress), checkpoints, how
         checkpoints.close()
     # Before the folder becomes a run: weights that do not fit leave nothing behind.
@@ -88,15 +94,20 @@ def _record(training: Training, data_dir: pathlib.Path, match: Match | None) -> 
         tables={name: jax.ShapeDtypeStruct(table.shape, table.dtype) for name, table in dataset.tables.items()},
         groups=members.count if members.by_group else None,
         data_dir=str(data_dir.absolute()),
-        environment=environment()
+        environment=_environment(training)
         | {'transport': str(training.transport_choice), 'convolutions': training.convolutions}
         | started,
     )
 
 
-def _elsewhere(record: RunRecord) -> str:
+def _environment(training: Training) -> dict[str, Any]:
+    """Of the machine's devices, those that the training takes."""
+    return environment() | {'devices': [device.device_kind for device in training.parallel.devices]}
+
+
+def _elsewhere(training: Training, record: RunRecord) -> str:
     """A word of warning where the run began on another processor or with other libraries."""
-    before, now = record.environment, environment()
+    before, now = record.environment, _environment(training)
     changed = [name for name in ('backend', 'processor', 'devices', 'versions') if before.get(name) != now[name]]
     return f'; begun with other {" and ".join(changed)} (config.json), so the last digits may differ' if changed else ''
 

@@ -133,7 +133,7 @@ def records_of(dates: np.ndarray, closes: np.ndarray, training: slice, horizon: 
     ahead = np.minimum(ahead, len(closes) - 1)
     returns = pd.Series(np.log(closes)).diff()
     variance = (returns**2).ewm(alpha=1 - DECAY).mean()
-    volatility = np.maximum(np.sqrt(horizon * variance), LEAST_VOLATILITY)
+    volatility = np.fmax(np.sqrt(horizon * variance), LEAST_VOLATILITY)  # of the first row too, which has no return
     columns = {
         'date': dates,
         'target_date': np.where(known, dates[ahead], np.datetime64('NaT', 'D')),

@@ -12,6 +12,7 @@ stats = lazy('scipy.stats')
 RESAMPLES = 2000
 RANKED = 20  # tickers a day, below which a rank correlation says little
 SAME = 1e-9  # returns that differ by no more differ by rounding
+LEAST_BLOCKS = 4  # of which resamples can be drawn that differ
 REPEATS = 0.2  # forecast changes that much smaller than real ones keep the forecast on top of the last close
 
 
@@ -20,7 +21,8 @@ def price_errors(actual: np.ndarray, forecast: np.ndarray, last_close: np.ndarra
 
     Returns:
       mse, rmse, mae; mape, as a fraction; relative_rmse, of the errors as fractions of the last close; and
-      directional_accuracy over the examples whose price moved, where a forecast of no change counts one half.
+      directional_accuracy over the examples whose price moved, where a forecast of no change counts one half; NaN
+      where no price moved.
     """
     error = forecast - actual
     moved = actual != last_close
@@ -31,7 +33,7 @@ def price_errors(actual: np.ndarray, forecast: np.ndarray, last_close: np.ndarra
         'mae': float(np.mean(np.abs(error))),
         'mape': float(np.mean(np.abs(error / actual))),
         'relative_rmse': float(np.sqrt(np.mean((error / last_close) ** 2))),
-        'directional_accuracy': float(np.mean((1 + agreement) / 2)) if moved.any() else 0.5,
+        'directional_accuracy': float(np.mean((1 + agreement) / 2)) if moved.any() else math.nan,
     }
 
 
@@ -43,11 +45,13 @@ def skill(errors: np.ndarray, naive_errors: np.ndarray) -> float:
 
 def skill_interval(
     errors: np.ndarray, naive_errors: np.ndarray, days: np.ndarray, *, horizon: int, seed: int = 0
-) -> list[float]:
+) -> list[float] | None:
     """95% interval of `skill` by the circular block bootstrap over days (Politis and Romano 1992).
 
     Whole days are drawn, with all their tickers, because tickers fall and rise together; days in blocks, because
-    volatility clusters and horizons overlap.
+    volatility clusters and horizons overlap. The percentiles lie as far out as Student's t for so many blocks (the
+    expanded percentile interval: Hesterberg 2015). In simulations it then holds the truth 93 to 96% of the time one day
+    ahead, and 89 to 90% twenty days ahead.
 
     Args:
       errors: float64 [examples].
@@ -57,18 +61,22 @@ def skill_interval(
       seed: of the draws.
 
     Returns:
-      The percentiles 2.5 and 97.5 over 2,000 resamples.
+      The ends, of 2,000 resamples; None of days that make fewer than four blocks, or if naive is never wrong.
     """
     sums = _by_day(days, errors**2, naive_errors**2)
     count = len(sums)
-    block = min(max(horizon, math.ceil(count ** (1 / 3))), count)
+    block = max(horizon, math.ceil(count ** (1 / 3)))
+    if count < LEAST_BLOCKS * block or not np.any(naive_errors):
+        return None
     # Sums over any block, around the end, as differences of running sums: no resample is ever built.
     running = np.concatenate([np.zeros((1, 2)), np.cumsum(np.concatenate([sums, sums[: block - 1]]), axis=0)])
     blocks = running[block:] - running[:-block]
     starts = np.random.default_rng(seed).integers(count, size=(RESAMPLES, math.ceil(count / block)))
     squared, naive_squared = blocks[starts].sum(axis=1).T
     values = 1 - np.sqrt(squared / np.where(naive_squared > 0, naive_squared, np.nan))
-    return [float(value) for value in np.nanpercentile(values, [2.5, 97.5])]
+    number = count / block
+    tail = stats.norm.sf(stats.t.isf(0.025, df=number - 1) * math.sqrt(number / (number - 1)))
+    return [float(value) for value in np.nanquantile(values, [tail, 1 - tail])]
 
 
 def diebold_mariano(
@@ -78,7 +86,9 @@ def diebold_mariano(
 
     The difference is averaged over the tickers of each day, which makes one series of it. Its long-run variance
     takes `horizon - 1` autocovariances; the small-sample correction and Student's t are those of Harvey,
-    Leybourne and Newbold (1997). Where the estimated variance is not positive, Bartlett's weights make it so.
+    Leybourne and Newbold (1997). Where the estimated variance is not positive, Bartlett's weights make it so. Of no
+    more days than the horizon it tells nothing; of three to six times as many, 20 ahead, it errs 12 to 15% of the time
+    at p < 0.05 in simulations.
 
     Arguments are those of `skill_interval`.
 
@@ -95,7 +105,7 @@ def diebold_mariano(
         weights = 1 - np.arange(len(covariances)) / len(covariances)
         variance = 2 * float(weights @ covariances) - covariances[0]
     same = np.allclose(errors, naive_errors, rtol=0, atol=SAME)  # a variance of rounding errors means nothing
-    if same or variance <= 0 or count < 2:
+    if same or variance <= 0 or count <= horizon:
         return {'statistic': 0.0, 'p_value': 1.0}
     correction = (count + 1 - 2 * horizon + horizon * (horizon - 1) / count) / count
     statistic = mean / math.sqrt(variance / count) * math.sqrt(max(correction, 0.0))
@@ -145,8 +155,12 @@ def repetition(records: pd.DataFrame, forecast: np.ndarray) -> dict[str, float |
     ahead = np.log(records['actual'].to_numpy() / last_close)
     said = np.log(np.maximum(forecast, np.finfo(float).tiny) / last_close)
     seen = records['last_return'].to_numpy(dtype=float)
-    amplitude = float(np.sqrt(np.mean(said**2) / np.mean(ahead**2))) if np.any(ahead) else math.inf
-    following, preceding = _correlation(said, ahead), _correlation(said, seen)
+    if not np.any(ahead):
+        unknown = dict.fromkeys(('relative_amplitude', 'correlation_with_next', 'correlation_with_last'))
+        return {**unknown, 'sentence': 'No price moved, so there was nothing to see ahead.'}
+    amplitude = float(np.sqrt(np.mean(said**2) / np.mean(ahead**2)))
+    known = np.isfinite(seen)  # a history shorter than the horizon has seen no change
+    following, preceding = _correlation(said, ahead), _correlation(said[known], seen[known])
     if amplitude < REPEATS:
         verdict = 'It all but repeats the last close'
     elif following is None or following < REPEATS / 2:
@@ -172,7 +186,7 @@ def _by_day(days: np.ndarray, *values: np.ndarray) -> np.ndarray:
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
-    return float(np.corrcoef(x, y)[0, 1]) if min(np.std(x), np.std(y)) > SAME else None
+    return float(np.corrcoef(x, y)[0, 1]) if len(x) and min(np.std(x), np.std(y)) > SAME else None
 
 
 def _text(value: float | None) -> str:

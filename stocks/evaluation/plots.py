@@ -58,11 +58,11 @@ def residuals(records: pd.DataFrame) -> Figure:
     return figure
 
 
-def skill_by_ticker(skills: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> Figure:
-    """Skill of every ticker with its 95% interval, worst below; the naive forecast is at zero."""
+def skill_by_ticker(skills: Mapping[str, float], intervals: Mapping[str, Sequence[float] | None]) -> Figure:
+    """Skill of every ticker with its 95% interval (None: none), worst below; the naive forecast is at zero."""
     names = sorted(skills, key=lambda ticker: skills[ticker])
     values = np.array([skills[name] for name in names])
-    ends = np.array([intervals[name] for name in names])
+    ends = np.array([intervals[name] or (np.nan, np.nan) for name in names])
     figure = Figure(figsize=(6.4, 1.4 + 0.17 * len(names)), layout='constrained')
     axes = figure.add_subplot()
     colours = [BLUE if low > 0 else ORANGE if high < 0 else INK for low, high in ends]

@@ -25,7 +25,7 @@ BESIDE_NAIVE = ('mse_scaled', 'rmse', 'mae', 'mape', 'relative_rmse', 'direction
 NOTES = {
     'prices': 'in the units of the prepared prices, adjusted where the config says so',
     'skill': '1 - RMSE / RMSE of the last close, of errors relative to the last close, so that dear stocks do not '
-    'dominate; its interval is a circular block bootstrap over days',
+    'dominate; its interval is a circular block bootstrap over days, where these make four blocks or more',
     'diebold_mariano': 'positive where the model is better than the last close; squared relative errors',
     'intervals': 'split-conformal, calibrated on the validation split in units of the volatility of the day',
     'directional_accuracy': 'of examples whose price moved; a forecast of no change counts one half',
@@ -80,7 +80,7 @@ def forecast_report(
         'skill_of_drift': table['drift']['skill'],
         'skill_of_autoregression': table['autoregression']['skill'],
         **{f'coverage_{level[:-1]}': figures['coverage'] for level, figures in covered.items()},
-        'intervals_95': {'skill': pooled['skill_interval_95']},
+        'intervals_95': {'skill': pooled['skill_interval_95']} if pooled['skill_interval_95'] else {},
         'diebold_mariano': pooled['diebold_mariano'],
         'repetition': repeats,
         'rank_information_coefficient': rank_information_coefficient(
@@ -93,7 +93,8 @@ def forecast_report(
     }
     metrics = _finite(metrics)
     metrics['verdict'] = verdict(metrics)
-    return Report(metrics=metrics, headlines=HEADLINES, sections=sections(metrics, predictions))
+    shown = [name for name in HEADLINES if name in metrics]  # without calibration there is no coverage
+    return Report(metrics=metrics, headlines=shown, sections=sections(metrics, predictions))
 
 
 def _figures(records: pd.DataFrame, prices: np.ndarray, scaler: TargetScaler | None) -> dict[str, float]:
@@ -120,11 +121,11 @@ def _against_naive(records: pd.DataFrame, forecast: np.ndarray, horizon: int) ->
 
 def _write_tables(predictions: pd.DataFrame, tickers: Mapping[str, Any], directory: pathlib.Path) -> None:
     columns = ['ticker', 'date', 'last_close', 'actual', 'predicted', 'lower_90', 'upper_90']
-    predictions[columns].to_csv(directory / 'predictions.csv', index=False, float_format='%.6f')
+    predictions[columns].to_csv(directory / 'predictions.csv', index=False, float_format='%.9g')
     flat = pd.json_normalize(list(tickers.values()), sep='_').drop(columns='skill_interval_95')
-    ends = pd.DataFrame([figures['skill_interval_95'] for figures in tickers.values()], columns=['low', 'high'])
     flat.insert(0, 'ticker', list(tickers))
-    flat['skill_low'], flat['skill_high'] = ends['low'], ends['high']
+    ends = [figures['skill_interval_95'] or (math.nan, math.nan) for figures in tickers.values()]
+    flat['skill_low'], flat['skill_high'] = zip(*ends, strict=True)
     flat.to_csv(directory / 'tickers.csv', index=False, float_format='%.6g')
 
 

@@ -16,9 +16,11 @@ _NAMES = {'model': 'model', 'naive': 'last close (naive)', 'drift': 'drift', 'au
 
 def verdict(metrics: Mapping[str, Any]) -> str:
     """Whether the forecast beats the naive one, as far as the interval of its skill can tell."""
-    skill, ends, test = metrics['skill'], metrics['intervals_95']['skill'], metrics['diebold_mariano']
-    if skill is None or None in ends:
+    skill, ends, test = metrics['skill'], metrics['intervals_95'].get('skill'), metrics['diebold_mariano']
+    if skill is None:
         return 'The last close was never wrong, so there is nothing to beat.'
+    if ends is None:
+        return f'These are too few days to tell the model from the naive forecast: its skill is {skill:+.4f} on them.'
     low, high = ends
     if low > 0:
         words = 'The model beats the naive forecast, which repeats the last close'
@@ -93,7 +95,7 @@ def _over_time(predictions: pd.DataFrame, skills: Mapping[str, float]) -> Sectio
 
 
 def _tickers(
-    tickers: Mapping[str, Mapping[str, Any]], skills: Mapping[str, float], intervals: Mapping[str, list[float]]
+    tickers: Mapping[str, Mapping[str, Any]], skills: Mapping[str, float], intervals: Mapping[str, list[float] | None]
 ) -> Section:
     figure = Plot(
         name='skill_by_ticker',
@@ -103,8 +105,8 @@ def _tickers(
     )
     rows = []
     for ticker, row in tickers.items():
-        low, high = row['skill_interval_95']
-        interval = '–' if low is None else f'{low:+.4f} to {high:+.4f}'
+        ends = row['skill_interval_95']
+        interval = f'{ends[0]:+.4f} to {ends[1]:+.4f}' if ends else None
         errors = row['rmse'], row['naive_rmse'], row['directional_accuracy']
         rows.append((ticker, *errors, _signed(row['skill']), interval, row['diebold_mariano']['p_value']))
     table = Table(

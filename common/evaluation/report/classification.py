@@ -227,14 +227,14 @@ def _subgroups(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Section:
     for title, rows in found.items():
         cells = []
         for name, row in rows.items():
-            ends = row['interval_95']
-            interval = _ends_text(ends) if ends else f'too few (under {measures.FEW})'
+            interval = 'too few' if row['few'] else _ends_text(row['interval_95'])
             cells.append((name, row['examples'], row['accuracy'], row['balanced_accuracy'], interval))
         columns = (title, 'images', 'accuracy', 'balanced accuracy', '95% interval')
         parts.append(Table(columns=columns, rows=cells))
     text = (
-        'Balanced accuracy is the mean recall of the classes that occur in the group. Groups differ in which classes '
-        'they hold, so a lower figure need not mean a worse model; intervals that do not overlap deserve a look.'
+        'Balanced accuracy is the mean recall of the classes that occur in the subgroup. Subgroups differ in which '
+        'classes they hold, so a lower figure need not mean a worse model; intervals that do not overlap deserve a '
+        f'look. Below {measures.FEW} images, those of one lesion or patient counting as one, there is none.'
     )
     return Section('Results by subgroup', [text, *parts])
 

@@ -21,7 +21,7 @@ COVERAGE = 0.9  # that prediction sets promise
 SENSITIVITIES = (0.8, 0.9, 0.95)  # to which decision thresholds are fitted
 SPECIFICITIES = (0.8, 0.9, 0.95)  # at which sensitivity is read off the ROC curve
 _NORMAL_95 = 1.959964  # standard deviations of a normal distribution on either side that hold 95%
-FEW = 30  # examples below which a subgroup's figures say next to nothing
+FEW = 30  # groups of examples below which a subgroup's figures say next to nothing
 
 
 def temperature_scaling(
@@ -41,7 +41,8 @@ def recall_intervals(probabilities: np.ndarray, labels: np.ndarray, groups: np.n
     """For each class a 95% interval of its recall, by Wilson's score (Wilson 1927); None where it does not occur.
 
     Unlike those of the bootstrap it is not empty where all or none of a class is found, which for a rare one says
-    little. The images of one group are counted as one, since they may be as good as copies.
+    little. The images of one group may be as good as copies: they count as one, and groups of unequal sizes as
+    (sum of sizes)^2 / (sum of squared sizes) (Kish 1965), since the share leans on the larger.
     """
     right = probabilities.argmax(-1) == labels
     intervals: list[list[float] | None] = []
@@ -50,7 +51,8 @@ def recall_intervals(probabilities: np.ndarray, labels: np.ndarray, groups: np.n
         if not rows.any():
             intervals.append(None)
             continue
-        share, uncertainty = right[rows].mean(), _NORMAL_95**2 / len(np.unique(groups[rows]))
+        sizes = np.unique(groups[rows], return_counts=True)[1]
+        share, uncertainty = right[rows].mean(), _NORMAL_95**2 * (sizes**2).sum() / sizes.sum() ** 2
         middle, width = share + uncertainty / 2, np.sqrt(share * (1 - share) * uncertainty + uncertainty**2 / 4)
         intervals.append([float(end / (1 + uncertainty)) for end in (middle - width, middle + width)])
     return intervals
@@ -134,7 +136,8 @@ def subgroups(
 
     Returns:
       By title and subgroup: examples, accuracy, balanced_accuracy (over the classes that occur in it), its
-      interval_95, and `few`, true where there are fewer than 30 examples; such a subgroup has no interval.
+      interval_95 (None: none), and `few`, true where there are fewer than 30 groups of examples; such a subgroup
+      has no interval.
     """
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for title, partition in partitions.items():
@@ -150,11 +153,11 @@ def subgroups(
 
 
 def _subgroup(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    values, few = headline_metrics(probabilities, labels), len(labels) < FEW
+    values, few = headline_metrics(probabilities, labels), len(np.unique(groups)) < FEW
     return {
         'examples': len(labels),
         'accuracy': values['accuracy'],
         'balanced_accuracy': values['balanced_accuracy'],
-        'interval_95': None if few else bootstrap_intervals(probabilities, labels, groups)['balanced_accuracy'],
+        'interval_95': None if few else bootstrap_intervals(probabilities, labels, groups).get('balanced_accuracy'),
         'few': few,
     }

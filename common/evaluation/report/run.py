@@ -64,8 +64,8 @@ def averaged_section(views: str, plain: Report, averaged: Report) -> Section:
 
 
 def periods_section(results: Sequence[Mapping[str, Any]]) -> Section:
-    """The scalar figures of every period of a walk forward, side by side; each of `results` is a metrics.json."""
-    names = [name for name, value in results[0].items() if isinstance(value, float)]
+    """Examples and scalar figures of every period of a walk forward; each of `results` is a metrics.json."""
+    names = ['examples', *(name for name, value in results[0].items() if isinstance(value, float))]
     table = Table(
         columns=('figure', *(f'period {number}' for number in range(1, len(results) + 1))),
         rows=[(label(name), *(_with_interval(result, name) for result in results)) for name in names],
