@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from common.errors import DataError, UsageError
-from common.evaluation.report.page import Page, write_page
+from common.evaluation.report.page import write_page
 from common.findings import Evidence
 from common.training.setup import make_training
 from stocks.configs import demo, prices
@@ -105,8 +105,7 @@ def test_the_page_of_the_validation_split_does_without_coverage(prepared, tmp_pa
     evidence = Evidence(predictions=said, split=split, calibration=None, directory=tmp_path)
     report = task.report(evidence)
     assert 'coverage_90' not in report.metrics
-    parts = {'metrics': report.metrics, 'headlines': report.headlines, 'sections': report.sections}
-    assert write_page(Page(title='', subtitle='', notice='', **parts), tmp_path).exists()
+    assert write_page(report, tmp_path, title='', subtitle='', notice='').exists()
 
 
 @pytest.mark.parametrize(
