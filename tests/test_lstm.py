@@ -1,7 +1,7 @@
 """The LSTM against Flax's own cells, and in every setting that the toolkit runs it in."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from common.nn.lstm import GATES, LSTM, Weights
+from common.nn.lstm import LSTM, from_flax_cell, to_flax_cell
 from common.runtime import AXIS
 
 # batch, time, features, hidden, layers
@@ -59,25 +59,6 @@ def value_and_gradients(apply: Callable, params: Any, x: jax.Array, weights: jax
 def assert_trees_close(actual: Any, expected: Any, rtol: float = 0, atol: float = 0) -> None:
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float64(a), np.float64(b), rtol, atol), actual, expected)
-
-
-def from_flax_cell(params: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Converts the parameters of a Flax `LSTMCell` or `OptimizedLSTMCell` to those of one `LSTM` layer."""
-    return Weights(
-        input_kernel=jnp.concatenate([params[f'i{gate}']['kernel'] for gate in GATES], axis=-1),
-        recurrent_kernel=jnp.concatenate([params[f'h{gate}']['kernel'] for gate in GATES], axis=-1),
-        bias=jnp.concatenate([params[f'h{gate}']['bias'] for gate in GATES], axis=-1),
-    )._asdict()
-
-
-def to_flax_cell(params: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
-    """Converts the parameters of one `LSTM` layer to those of a Flax `LSTMCell` or `OptimizedLSTMCell`."""
-    cell: dict[str, dict[str, jax.Array]] = {}
-    pieces = (jnp.split(params[name], len(GATES), axis=-1) for name in Weights._fields)
-    for gate, input_kernel, recurrent_kernel, bias in zip(GATES, *pieces, strict=True):
-        cell[f'i{gate}'] = {'kernel': input_kernel}
-        cell[f'h{gate}'] = {'kernel': recurrent_kernel, 'bias': bias}
-    return cell
 
 
 def compare_with_flax(shape: tuple[int, ...], dtype: Any, tolerance: float, last_only: bool = False) -> None:
@@ -202,6 +183,15 @@ def test_dropout_falls_between_layers_and_only_in_training() -> None:
     distance = np.abs(possible - trained(model)[None, :, 0]).max(-1)
     assert (distance.min(0) < 1e-5).all()
     assert len(set(distance.argmin(0))) == 16
+
+
+def test_conversions_to_and_from_flax_are_inverse() -> None:
+    cell = nn.OptimizedLSTMCell(4)
+    carry = cell.initialize_carry(jax.random.key(0), (1, 3))
+    flax_params = cell.init(jax.random.key(1), carry, jnp.zeros((1, 3)))['params']
+    assert_trees_close(to_flax_cell(from_flax_cell(flax_params)), flax_params)
+    params = LSTM(4).init(jax.random.key(0), jnp.zeros((1, 2, 3)))['params']['layer_0']
+    assert_trees_close(from_flax_cell(to_flax_cell(params)), params)
 
 
 def test_initial_parameters_are_distributed_as_in_flax() -> None:

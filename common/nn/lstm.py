@@ -11,7 +11,7 @@ GPUs, layers that fit take all their steps in one kernel (`common.nn.lstm_kernel
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -81,6 +81,25 @@ def _init_layer(key: jax.Array, features: int, hidden_size: int, dtype: Any) -> 
         recurrent_kernel=jnp.concatenate(squares, axis=1),
         bias=jnp.zeros(columns, dtype),
     )._asdict()
+
+
+def from_flax_cell(params: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Converts the parameters of a Flax `LSTMCell` or `OptimizedLSTMCell` to those of one `LSTM` layer."""
+    return Weights(
+        input_kernel=jnp.concatenate([params[f'i{gate}']['kernel'] for gate in GATES], axis=-1),
+        recurrent_kernel=jnp.concatenate([params[f'h{gate}']['kernel'] for gate in GATES], axis=-1),
+        bias=jnp.concatenate([params[f'h{gate}']['bias'] for gate in GATES], axis=-1),
+    )._asdict()
+
+
+def to_flax_cell(params: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
+    """Converts the parameters of one `LSTM` layer to those of a Flax `LSTMCell` or `OptimizedLSTMCell`."""
+    cell: dict[str, dict[str, jax.Array]] = {}
+    pieces = (jnp.split(params[name], len(GATES), axis=-1) for name in Weights._fields)
+    for gate, input_kernel, recurrent_kernel, bias in zip(GATES, *pieces, strict=True):
+        cell[f'i{gate}'] = {'kernel': input_kernel}
+        cell[f'h{gate}'] = {'kernel': recurrent_kernel, 'bias': bias}
+    return cell
 
 
 @jax.custom_vjp
