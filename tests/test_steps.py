@@ -1,5 +1,6 @@
 """Training steps against plain jax.grad on one device: over devices, masks, parts, dispatches and members."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -75,7 +76,8 @@ def lesion_training(monkeypatch: pytest.MonkeyPatch, devices: int) -> Training:
     split = Split(name='train', columns=columns, records=pd.DataFrame({'name': range(40)}))
     info = {'class_names': list('abcdefg'), 'class_counts': np.bincount(labels).tolist()}
     info |= {'pixel_mean': [120.0] * 3, 'pixel_deviation': [60.0] * 3}
-    monkeypatch.setattr(Lesion, 'load', lambda config, data_dir: Dataset(splits={'train': split}, info=info))
+    splits = {name: dataclasses.replace(split, name=name) for name in ('train', 'validation')}
+    monkeypatch.setattr(Lesion, 'load', lambda config, data_dir: Dataset(splits=splits, info=info))
     config = plain_sgd(demo.get_config())
     config.batch_size, config.precision, config.steps_per_dispatch = 16, 'float32', 1
     config.data.sampling = 'uniform'
