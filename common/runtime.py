@@ -21,6 +21,9 @@ AXIS = 'data'  # the name by which per-device functions reduce over devices
 
 type Options = Callable[[jax.stages.Lowered], dict[str, bool]]
 
+# XLA cannot serialise programs that call oneDNN: they are compiled anew in every process.
+warnings.filterwarnings('ignore', 'Error writing persistent compilation cache entry')
+
 
 def start(distributed: bool = False, cpu_devices: int = 1) -> None:
     """Turns the compile cache on, divides the CPU, and for a run of several processes joins them.
@@ -78,14 +81,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def compile_with(program: jax.stages.Lowered, options: dict[str, bool] | None) -> jax.stages.Compiled:
-    """Compiles a program with XLA options of its own."""
-    with warnings.catch_warnings():
-        # XLA cannot serialise programs that call oneDNN: they are compiled anew in every process.
-        warnings.filterwarnings('ignore', 'Error writing persistent compilation cache entry')
-        return program.compile(compiler_options=options)
-
-
 class Lifted:
     """A function over all devices, compiled for every shape that it is called with.
 
@@ -104,7 +99,7 @@ class Lifted:
         """Compiled ahead of time for such arguments."""
         lowered = self.lower(*arguments)
         with heap.compiling():
-            return compile_with(lowered, self._options(lowered) if self._options else None)
+            return lowered.compile(compiler_options=self._options(lowered) if self._options else None)
 
     def __call__(self, *arguments: Tree) -> Any:
         if not self._options:

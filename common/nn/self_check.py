@@ -21,7 +21,6 @@ from common.nn import conv
 from common.nn.convolutions import bfloat16, chunks, depthwise, few_channels, pointwise, winograd, winograd_rows
 from common.nn.convolutions.choices import Layer, settle
 from common.processor import processor
-from common.runtime import compile_with
 
 # Relative L2 distance from the direct convolution in float32. Winograd rounds to 3e-6 there; a result in bfloat16,
 # to 2e-3, and gradients by sums of rows to 7e-3. A wrong one is off by a tenth or more.
@@ -105,7 +104,7 @@ def _compiled(layer: Layer, way: str, arrays: list[np.ndarray], *, with_options:
         return y, *pull_back(g)
 
     lowered = jax.jit(run).lower(*arrays)
-    return compile_with(lowered, bfloat16.compiler_options(lowered) if with_options else None)
+    return lowered.compile(compiler_options=bfloat16.compiler_options(lowered) if with_options else None)
 
 
 def _fingerprint() -> str:
