@@ -18,23 +18,27 @@ def float64():
 
 
 class Flax(nn.Module):
-    """Flax's BatchNorm and ReLU, under the same variable names."""
+    """Flax's BatchNorm, ReLU and max pool, under the same variable names."""
 
     train: bool = True
     activation: str | None = 'relu'
     axis_name: str | None = None
     dtype: jnp.dtype | None = None
+    pool: bool = False
 
     @nn.compact
     def __call__(self, x):
         normalise = nn.BatchNorm(not self.train, momentum=0.9, axis_name=self.axis_name, dtype=self.dtype, name='n')
-        return {'relu': nn.relu, 'relu6': nn.relu6, None: lambda y: y}[self.activation](normalise(x))
+        y = {'relu': nn.relu, 'relu6': nn.relu6, None: lambda y: y}[self.activation](normalise(x))
+        return nn.max_pool(y, (2, 2), (2, 2)) if self.pool else y
 
 
 class Fused(Flax):
     @nn.compact
     def __call__(self, x):
-        return BatchNorm(not self.train, 0.9, 1e-5, self.axis_name, self.activation, self.dtype, name='n')(x)
+        return BatchNorm(
+            not self.train, 0.9, 1e-5, self.axis_name, self.activation, self.dtype, pool=self.pool, name='n'
+        )(x)
 
 
 def draw(shape, dtype=jnp.float64):
@@ -55,6 +59,8 @@ def loss_and_gradients(model, variables, x):
     def loss(params, x):
         y, updates = model.apply({**variables, 'params': params}, x, mutable=['batch_stats'])
         weights = jnp.sin(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        if model.pool:
+            weights = weights[:, : 2 * y.shape[1] : 2, : 2 * y.shape[2] : 2]
         return jnp.mean(jax.lax.stop_gradient(weights) * y + 0.1 * y**3), (y, updates)
 
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables['params'], x)
@@ -77,16 +83,39 @@ def test_values_statistics_and_gradients_are_those_of_flax(float64, shape, activ
     assert_close(actual, loss_and_gradients(Flax(train, activation), variables, x), 1e-12)
 
 
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+@pytest.mark.parametrize('train', [True, False])
+@pytest.mark.parametrize('activation', ['relu', 'relu6', None])
+@pytest.mark.parametrize('shape', [(3, 6, 4, 6), (2, 5, 4, 5), (2, 3, 7, 4)])
+def test_with_a_pool_too_whatever_the_sign_of_the_scale(shape, activation, train, backend, monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)  # as it is written for a CPU and for other devices
+    x, variables = draw(shape)
+    scale = variables['params']['n']['scale']
+    variables['params']['n']['scale'] = scale * jnp.resize(jnp.asarray([1.0, -1.0, 0.0]), scale.shape)
+    actual = jax.jit(loss_and_gradients, static_argnums=0)(Fused(train, activation, pool=True), variables, x)
+    assert_close(actual, loss_and_gradients(Flax(train, activation, pool=True), variables, x), 1e-12)
+
+
+def test_equal_maxima_of_a_window_go_to_the_first():
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (8, 6, 6, 5)), jnp.float32)
+    variables = {'params': {'n': {'scale': jnp.asarray([1.0, 2.0, -1.0, 0.0, 4.0]), 'bias': jnp.full(5, 3.0)}}}
+    variables |= {'batch_stats': {'n': {'mean': jnp.zeros(5), 'var': jnp.ones(5)}}}
+    actual, expected = (loss_and_gradients(model(pool=True), variables, x) for model in (Fused, Flax))
+    assert_close(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize('pool', [False, True])
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
-def test_rounding_in_lower_precision_is_small(dtype, tolerance):
+def test_rounding_in_lower_precision_is_small(dtype, tolerance, pool):
     x, variables = draw((8, 6, 6, 16), dtype)
     variables = jax.tree.map(lambda a: a.astype(jnp.float32), variables)
-    (loss, (y, updates)), (params, dx) = loss_and_gradients(Fused(dtype=dtype), variables, x)
+    (loss, (y, updates)), (params, dx) = loss_and_gradients(Fused(dtype=dtype, pool=pool), variables, x)
     assert y.dtype == dx.dtype == dtype
     assert {a.dtype for a in jax.tree.leaves((loss, updates, params))} == {jnp.dtype(jnp.float32)}
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), (variables, x))
-        expected = loss_and_gradients(Flax(), *wide)
+        expected = loss_and_gradients(Flax(pool=pool), *wide)
     assert_close(((loss, (y, updates)), (params, dx)), expected, tolerance)
 
 
@@ -96,8 +125,9 @@ def test_variables_start_as_those_of_flax():
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@pytest.mark.parametrize('pool', [False, True])
 @pytest.mark.parametrize('lift', [jax.pmap, jax.vmap])
-def test_a_plain_sgd_step_on_four_devices_is_the_step_on_the_full_batch(float64, lift):
+def test_a_plain_sgd_step_on_four_devices_is_the_step_on_the_full_batch(float64, lift, pool):
     x, variables = draw((DEVICES, 3, 5, 4, 6))
 
     def step(model, variables, x):
@@ -107,8 +137,8 @@ def test_a_plain_sgd_step_on_four_devices_is_the_step_on_the_full_batch(float64,
         params = jax.tree.map(lambda p, g: p - 0.5 * g, variables['params'], gradients)
         return loss, params, updates, y, dx
 
-    full = step(Flax(), variables, x.reshape(-1, *x.shape[2:]))
-    devices = lift(lambda v, x: step(Fused(axis_name='data'), v, x), axis_name='data', in_axes=(None, 0))
+    full = step(Flax(pool=pool), variables, x.reshape(-1, *x.shape[2:]))
+    devices = lift(lambda v, x: step(Fused(axis_name='data', pool=pool), v, x), axis_name='data', in_axes=(None, 0))
     *shared, y, dx = devices(variables, x)
     for device in range(DEVICES):
         assert_close([jax.tree.map(lambda a, d=device: a[d], part) for part in shared], list(full[:3]), 1e-12)
@@ -122,9 +152,10 @@ def test_running_statistics_stay_in_evaluation():
     jax.tree.map(np.testing.assert_array_equal, updates['batch_stats'], variables['batch_stats'])
 
 
-def test_programs_for_accelerators_hold_no_barrier():
+def test_programs_for_accelerators_hold_no_barrier(monkeypatch):
     x, variables = draw((3, 4, 4, 2), jnp.float32)
-    step = jax.jit(lambda v, x: loss_and_gradients(Fused(), v, x))
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    step = jax.jit(lambda v, x: loss_and_gradients(Fused(pool=True), v, x))
     lowered = step.trace(variables, x).lower(lowering_platforms=('cuda',))
     assert 'optimization_barrier' not in lowered.as_text()
 

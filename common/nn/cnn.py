@@ -13,7 +13,6 @@ from common.nn.conv import convolution
 from common.nn.grad_cam import feature_map
 from common.nn.layers import Dropout
 from common.nn.normalisation import BatchNorm
-from common.nn.pooling import max_pool
 from common.runtime import AXIS
 
 
@@ -29,13 +28,15 @@ def convolutional_trunk(module: Any, x: jax.Array, *, train: bool) -> jax.Array:
         depths = [depths] * len(widths)
     if len(depths) != len(widths):
         raise UsageError(f'config.model.depth is {depths}; it must have as many numbers as widths {widths}')
+    if min(depths) < 1:
+        raise UsageError(f'config.model.depth is {depths}; every stage needs a convolution')
     conv = partial(nn.Conv, use_bias=False, dtype=dtype, conv_general_dilated=convolution(module.convolution))
+    norm = partial(BatchNorm, not train, axis_name=module.axis_name, activation='relu', dtype=dtype)
     x = x.astype(dtype)
     for width, convolutions in zip(widths, depths, strict=True):
-        for _ in range(convolutions):
+        for number in range(1, convolutions + 1):
             x = conv(width, (3, 3))(x)
-            x = BatchNorm(not train, axis_name=module.axis_name, activation='relu', dtype=dtype)(x)
-        x = max_pool(x, (2, 2), (2, 2))
+            x = norm(pool=number == convolutions)(x)
     return feature_map(module, x)
 
 

@@ -1,7 +1,7 @@
-"""Batch normalisation with its ReLU or ReLU6 in one pass forward and two backward, over the global batch."""
+"""Batch normalisation with its ReLU or ReLU6, and a max pool after them, over the global batch; made of few passes."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flax.linen.dtypes import canonicalize_dtype
 from jax import lax
 
 from common.nn.convolutions.chunks import at_least_float32
+from common.nn.pooling import corners, first_equal, max_pool, spread
 from common.runtime import cpu_barrier
 
 RANGES = {'relu': (0, None), 'relu6': (0, 6), None: (None, None)}  # of activations, by name
@@ -32,11 +33,12 @@ class BatchNorm(nn.Module):
     activation: str | None = None  # 'relu', 'relu6' (no more than 6; Krizhevsky 2010) or None
     # of the result, by default that of inputs and parameters promoted; statistics are float32 at least
     dtype: Any = None
+    pool: bool = False  # whether a 2x2 max pool with strides 2x2 and VALID padding follows, in 4 dimensions
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x `[..., channels]` -> the same shape."""
+        """x `[..., channels]` -> the same shape, or with `pool` half the height and width."""
         if self.activation not in RANGES:
             raise ValueError(f"BatchNorm: activation is {self.activation!r}; it must be 'relu', 'relu6' or None")
         shape = x.shape[-1:]
@@ -47,9 +49,15 @@ class BatchNorm(nn.Module):
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         if self.use_running_average:
             slope = scale * lax.rsqrt(running_var.value + self.epsilon)
-            return _line(x, slope, bias - running_mean.value * slope, self.activation).astype(dtype)
+            y = _line(x, slope, bias - running_mean.value * slope, self.activation).astype(dtype)
+            return max_pool(y, (2, 2), (2, 2)) if self.pool else y
         axis_name = None if self.is_initializing() else self.axis_name
-        y, mean, var = _normalise(x, scale, bias, self.epsilon, axis_name, self.activation, dtype)
+        # Elsewhere than on a CPU XLA computes the normalisation where the pool reads it.
+        fused = self.pool and jax.default_backend() == 'cpu'
+        how = _How(self.epsilon, axis_name, self.activation, dtype, pool=fused)
+        y, mean, var = _normalise(x, scale, bias, how)
+        if self.pool and not fused:
+            y = max_pool(y, (2, 2), (2, 2))
         if not self.is_initializing():
             for running, batch in ((running_mean, mean), (running_var, var)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(batch)
@@ -61,69 +69,78 @@ def _line(x: jax.Array, slope: jax.Array, intercept: jax.Array, activation: str 
     return jnp.clip(y, *RANGES[activation]) if activation else y
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _normalise(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    epsilon: float,
-    axis_name: str | None,
-    activation: str | None,
-    dtype: Any,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+class _How(NamedTuple):
+    """`BatchNorm`'s attributes of these names."""
+
+    epsilon: float
+    axis_name: str | None
+    activation: str | None
+    dtype: Any
+    pool: bool
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, how: _How) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalised x, and the mean and variance used (for the running statistics: they pass no gradient on)."""
-    return _forward(x, scale, bias, epsilon, axis_name, activation, dtype)[0]
+    return _forward(x, scale, bias, how)[0]
 
 
-def _forward(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    epsilon: float,
-    axis_name: str | None,
-    activation: str | None,
-    dtype: Any,
-) -> tuple[Any, Any]:
+def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, how: _How) -> tuple[Any, Any]:
     x = cpu_barrier(x)
     # Each sum has a barrier of its own before it: what two of them share, as x widened, XLA would write to memory.
     mean, again = cpu_barrier((_mean(at_least_float32(x)), x))
     mean_square, again = cpu_barrier((_mean(jnp.square(at_least_float32(again))), again))
-    mean, mean_square = _over_devices((mean, mean_square), axis_name)
+    mean, mean_square = _over_devices((mean, mean_square), how.axis_name)
     var = jnp.maximum(mean_square - jnp.square(mean), 0)
-    inverse = lax.rsqrt(var + epsilon)
+    inverse = lax.rsqrt(var + how.epsilon)
     slope, intercept = cpu_barrier((scale * inverse, bias - mean * scale * inverse))
-    y = _line(again, slope, intercept, activation).astype(dtype)
-    return (y, mean, var), (x, scale, bias, mean, inverse, slope, intercept)
+    chosen = cpu_barrier(_chosen(again, slope, intercept)) if how.pool else None
+    y = _line(again if chosen is None else chosen, slope, intercept, how.activation).astype(how.dtype)
+    return (y, mean, var), (x, chosen, scale, bias, mean, inverse, slope, intercept)
 
 
-def _backward(
-    epsilon: float, axis_name: str | None, activation: str | None, dtype: Any, residuals: Any, cotangents: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _backward(how: _How, residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """With n = (x - mean) * inverse and means over the global batch, dx = slope * (g - mean(g) - n * mean(g * n)).
 
     Those two means are over all devices, for each example moves the statistics of every other. The gradients of
     scale and bias are this device's own sums: whoever takes the mean over devices adds them up.
+
+    With a pool, g is zero but for the elements of x that it has chosen.
     """
-    x, scale, bias, mean, inverse, slope, intercept = residuals
-    g, x = cpu_barrier((cotangents[0], x))
-    if activation is not None:
-        low, high = RANGES[activation]
-        y = at_least_float32(x) * slope + intercept
+    x, chosen, scale, bias, mean, inverse, slope, intercept = residuals
+    chosen = chosen if how.pool else x
+    share = chosen.size / x.size
+    g, x, chosen = cpu_barrier((cotangents[0], x, chosen))
+    if how.activation is not None:
+        low, high = RANGES[how.activation]
+        y = at_least_float32(chosen) * slope + intercept
         inside = y > low if high is None else (y > low) & (y < high)
         g = cpu_barrier(jnp.where(inside, g, jnp.zeros_like(g)))
-    mean_g, g, x = cpu_barrier((_mean(at_least_float32(g)), g, x))
-    mean_gx, g, x = cpu_barrier((_mean(at_least_float32(g) * at_least_float32(x)), g, x))
+    mean_g, g, chosen = cpu_barrier((share * _mean(at_least_float32(g)), g, chosen))
+    mean_gx, g, chosen = cpu_barrier((share * _mean(at_least_float32(g) * at_least_float32(chosen)), g, chosen))
     mean_gn = (mean_gx - mean * mean_g) * inverse
     count = x.size // x.shape[-1]
     scale_gradient, bias_gradient = (count * mean_gn).astype(scale.dtype), (count * mean_g).astype(bias.dtype)
-    mean_g, mean_gn = _over_devices((mean_g, mean_gn), axis_name)
+    mean_g, mean_gn = _over_devices((mean_g, mean_gn), how.axis_name)
     # dx as g * slope + x * coefficient + constant: one multiply-add an element for each term.
     coefficient, constant = cpu_barrier((-slope * inverse * mean_gn, slope * (mean * inverse * mean_gn - mean_g)))
-    dx = at_least_float32(g) * slope + at_least_float32(x) * coefficient + constant
+    g = at_least_float32(g)
+    if how.pool:
+        g = spread(g, cpu_barrier(first_equal(x, chosen)))
+        g = jnp.pad(g, [(0, whole - part) for whole, part in zip(x.shape, g.shape, strict=True)])
+    dx = g * slope + at_least_float32(x) * coefficient + constant
     return cpu_barrier(dx.astype(x.dtype)), scale_gradient, bias_gradient
 
 
 _normalise.defvjp(_forward, _backward)
+
+
+def _chosen(x: jax.Array, slope: jax.Array, intercept: jax.Array) -> jax.Array:
+    """Of every 2x2 window the first element whose normalised value, not yet rounded to x's dtype, is the largest."""
+    (a, y_a), (b, y_b), (c, y_c), (d, y_d) = ((corner, corner * slope + intercept) for corner in corners(x))
+    above, below = jnp.where(y_b > y_a, b, a), jnp.where(y_d > y_c, d, c)
+    is_below = jnp.maximum(y_c, y_d) > jnp.maximum(y_a, y_b)
+    return jnp.where(is_below, below, above).astype(x.dtype)
 
 
 def _mean(x: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from common.nn.convolutions.chunks import at_least_float32
 from common.runtime import cpu_barrier
 
 
@@ -35,53 +36,45 @@ def max_pool(
     return _max_pool_2x2(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
 
 
+def corners(x: jax.Array) -> list[jax.Array]:
+    """The four elements of every 2x2 window, in row-major order, widened: a CPU compares narrow ones slowly."""
+    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    return [at_least_float32(x[:, row:height:2, column:width:2]) for row in range(2) for column in range(2)]
+
+
+def first_equal(x: jax.Array, chosen: jax.Array) -> jax.Array:
+    """int8, the first corner of every 2x2 window of x that equals the one `chosen` of the window; else the last."""
+    first = jnp.full(chosen.shape, 3, jnp.int8)
+    for number, corner in reversed(list(enumerate(corners(x)))[:3]):
+        first = jnp.where(corner == at_least_float32(chosen), jnp.int8(number), first)
+    return first
+
+
+def spread(g: jax.Array, first: jax.Array) -> jax.Array:
+    """Twice as high and wide: in every 2x2 window the element of g in the corner that `first` says, zeros elsewhere."""
+    batch, height, width, channels = g.shape
+    corner = jnp.arange(4, dtype=jnp.int8).reshape(2, 1, 2, 1)
+    shares = jnp.where(first[:, :, None, :, None] == corner, g[:, :, None, :, None], jnp.zeros((), g.dtype))
+    return shares.reshape(batch, 2 * height, 2 * width, channels)
+
+
 @jax.custom_vjp
 def _max_pool_2x2(x: jax.Array) -> jax.Array:
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
+    return functools.reduce(jnp.maximum, corners(x)).astype(x.dtype)
 
 
 def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The maxima, and what their gradient needs: on a CPU x, elsewhere which corner of its window each one is."""
-    if jax.default_backend() == 'cpu':
-        x = cpu_barrier(x)
-        return _max_pool_2x2(x), x
-    # Then x need not be written at all, if it is a normalisation that can be computed where it is read.
-    corners = _corners(x)
-    maximum = functools.reduce(jnp.maximum, corners)
-    first = jnp.full(maximum.shape, 3, jnp.int8)
-    for number in (2, 1, 0):
-        first = jnp.where(corners[number] == maximum, jnp.int8(number), first)
-    return maximum, first
+    """The maxima, and which corner of its window each one is, a byte of it.
+
+    So x need not be written at all where it is a normalisation that can be computed where it is read.
+    """
+    x = cpu_barrier(x)
+    maximum = _max_pool_2x2(x)
+    return maximum, first_equal(x, maximum)
 
 
-def _backward(kept: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    if jax.default_backend() == 'cpu':
-        return (_share_by_comparing(kept, cpu_barrier(g)),)
-    batch, height, width, channels = g.shape
-    corner = jnp.arange(4, dtype=jnp.int8).reshape(2, 1, 2, 1)
-    is_first = kept[:, :, None, :, None] == corner
-    shares = jnp.where(is_first, g[:, :, None, :, None], jnp.zeros((), g.dtype))
-    return (shares.reshape(batch, 2 * height, 2 * width, channels),)
-
-
-def _share_by_comparing(x: jax.Array, g: jax.Array) -> jax.Array:
-    corners = _corners(x)
-    # Comparing anew is cheaper than keeping the maxima: it is the same pass over x.
-    maximum = jnp.maximum(jnp.maximum(corners[0], corners[1]), jnp.maximum(corners[2], corners[3]))
-    taken = jnp.zeros(maximum.shape, bool)
-    shares = []
-    for corner in corners:
-        first = (corner == maximum) & ~taken
-        shares.append(jnp.where(first, g, jnp.zeros_like(g)))
-        taken |= first
-    rows = [jnp.stack(shares[:2], axis=3), jnp.stack(shares[2:], axis=3)]
-    return jnp.stack(rows, axis=2).reshape(x.shape)
-
-
-def _corners(x: jax.Array) -> list[jax.Array]:
-    """The four elements of every window, in row-major order."""
-    return [x[:, row::2, column::2] for row in range(2) for column in range(2)]
+def _backward(first: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    return (spread(g, first),)
 
 
 _max_pool_2x2.defvjp(_forward, _backward)
