@@ -1,4 +1,4 @@
-"""Max pooling is Flax's in values and gradients, ties included."""
+"""Pooling is Flax's in values and gradients, ties of maxima included."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.nn.pooling import max_pool
+from common.nn.pooling import average_pool, max_pool
 
 
 def result_and_gradient(pool, x, *arguments):
@@ -71,3 +71,14 @@ def test_elsewhere_than_on_a_cpu_a_bytes_worth_is_kept_of_a_window(monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     pull_back = jax.eval_shape(lambda x: jax.vjp(lambda x: max_pool(x, (2, 2), (2, 2)), x), jnp.zeros((2, 6, 4, 3)))[1]
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(pull_back)] == [((2, 3, 2, 3), jnp.int8)]
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)])
+@pytest.mark.parametrize('shape', [(2, 6, 8, 3), (1, 7, 5, 2), (3, 2, 3, 1)])
+def test_means_and_their_gradients_are_those_of_flax(shape, dtype, tolerance):
+    x = jnp.asarray(np.random.default_rng(3).normal(size=shape), dtype)
+    actual = result_and_gradient(average_pool, x)
+    expected = result_and_gradient(nn.avg_pool, x, (2, 2), (2, 2))
+    assert {a.dtype for a in actual} == {jnp.dtype(dtype)}
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), rtol=tolerance, atol=tolerance)

@@ -1,4 +1,4 @@
-"""Max pooling whose gradient does not search: XLA's select-and-scatter is slow on every device."""
+"""Pooling whose gradient neither searches nor adds up windows, as XLA's own does."""
 
 import functools
 from collections.abc import Sequence
@@ -33,7 +33,23 @@ def max_pool(
     halves = tuple(window_shape) == (2, 2) and strides is not None and tuple(strides) == (2, 2)
     if not (halves and padding == 'VALID' and x.ndim == 4):
         return nn.max_pool(x, window_shape, strides, padding)
-    return _max_pool_2x2(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+    return _max_pool_2x2(_even(x))
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """The means of 2x2 windows with strides 2x2 and VALID padding, as `flax.linen.avg_pool` takes them.
+
+    Args:
+        x: `[batch, height, width, channels]`.
+
+    Returns:
+        `[batch, height // 2, width // 2, channels]` of x's dtype.
+    """
+    return _average_pool_2x2(_even(x))
+
+
+def _even(x: jax.Array) -> jax.Array:
+    return x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
 
 
 def corners(x: jax.Array) -> list[jax.Array]:
@@ -78,3 +94,17 @@ def _backward(first: jax.Array, g: jax.Array) -> tuple[jax.Array]:
 
 
 _max_pool_2x2.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _average_pool_2x2(x: jax.Array) -> jax.Array:
+    return (functools.reduce(jnp.add, corners(x)) / 4).astype(x.dtype)
+
+
+def _average_backward(_: None, g: jax.Array) -> tuple[jax.Array]:
+    batch, height, width, channels = g.shape
+    shares = jnp.broadcast_to(g[:, :, None, :, None] / 4, (batch, height, 2, width, 2, channels))
+    return (shares.reshape(batch, 2 * height, 2 * width, channels),)
+
+
+_average_pool_2x2.defvjp(lambda x: (_average_pool_2x2(x), None), _average_backward)

@@ -12,6 +12,7 @@ from common.nn.conv import convolution
 from common.nn.grad_cam import feature_map
 from common.nn.layers import Dropout
 from common.nn.normalisation import BatchNorm
+from common.nn.pooling import average_pool
 from common.runtime import AXIS
 
 
@@ -45,7 +46,7 @@ class ResidualCNN(nn.Module):
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, conv_general_dilated=convolution(self.convolution))
         x = norm()(conv(self.stem, (3, 3))(x.astype(self.dtype)))
         for width in self.widths:
-            x = nn.avg_pool(x, (2, 2), (2, 2))
+            x = average_pool(x)
             for _ in range(self.depth):
                 before = norm()(x)
                 shortcut = x if x.shape[-1] == width else conv(width, (1, 1))(before)
