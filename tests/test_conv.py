@@ -28,12 +28,12 @@ def draw(seed, *shapes, dtype=jnp.float64):
     return [jnp.asarray(generator.normal(size=shape), dtype) for shape in shapes]
 
 
-def gradients_of(convolve):
+def gradients_of(convolve, stride=1):
     """x, w and the gradient g with respect to y -> y, dx and dw of a 3x3 convolution."""
 
     @jax.jit
     def run(x, w, g):
-        y, pull_back = jax.vjp(lambda x, w: convolve(x, w, (1, 1), 'SAME', dimension_numbers=NUMBERS), x, w)
+        y, pull_back = jax.vjp(lambda x, w: convolve(x, w, (stride, stride), 'SAME', dimension_numbers=NUMBERS), x, w)
         return y, *pull_back(g)
 
     return run
@@ -72,9 +72,9 @@ def convolve_by_hand(x, w):
         ('winograd_rows', 2, 8, 5, 4, 3),
         ('winograd_rows', 7, 6, 9, 3, 5),
         ('winograd_rows', 3, 1, 1, 2, 2),
-        ('shifted', 7, 5, 6, 1, 4),
-        ('shifted', 1, 1, 9, 2, 3),
-        ('im2col_weight_gradient', 3, 7, 4, 3, 5),
+        ('few_channels', 7, 5, 6, 1, 4),
+        ('few_channels', 1, 1, 9, 2, 3),
+        ('few_channels_weight_gradient', 3, 7, 4, 3, 5),
     ],
 )
 def test_every_way_is_exact_in_float64(float64, way, batch, height, width, channels_in, channels_out):
@@ -89,11 +89,19 @@ def test_every_way_is_exact_in_float64(float64, way, batch, height, width, chann
     assert_close(result_and_gradients(convolution(way), x, w, g), expected, 1e-12)
 
 
+@pytest.mark.parametrize('stride', [1, 2, 3, 5])
+@pytest.mark.parametrize('shape', [(3, 7, 8, 3), (2, 6, 5, 1), (1, 2, 9, 2)])
+def test_few_channels_may_have_any_stride(float64, shape, stride):
+    size = [-(-length // stride) for length in shape[1:3]]
+    x, w, g = draw(1, shape, (3, 3, shape[-1], 5), (shape[0], *size, 5))
+    actual, expected = (gradients_of(convolution(path), stride)(x, w, g) for path in ('few_channels', 'direct'))
+    assert_close(actual, expected, 1e-12)
+
+
 @pytest.mark.parametrize('batch', [14, 67])
-@pytest.mark.parametrize('way', ['winograd', 'shifted', 'bfloat16', 'winograd_rows'])
+@pytest.mark.parametrize('way', ['winograd', 'bfloat16', 'winograd_rows'])
 def test_a_batch_may_be_cut_into_any_chunks(float64, monkeypatch, way, batch):
     monkeypatch.setattr('common.nn.convolutions.winograd.TILES_PER_CHUNK', (4 * 7, 4 * 7))
-    monkeypatch.setattr('common.nn.convolutions.few_channels.PIXELS_PER_CHUNK', 7 * 7 * 7)
     monkeypatch.setattr('common.nn.convolutions.bfloat16.PIXELS_PER_CHUNK', 7 * 7 * 7)
     monkeypatch.setattr('common.nn.convolutions.winograd_rows.PIXELS_PER_CHUNK', 7 * 7 * 7)
     x, w, g = draw(1, (batch, 7, 7, 2), (3, 3, 2, 4), (batch, 7, 7, 4))
@@ -114,7 +122,9 @@ def test_chunks_fill_a_batch_up_only_where_none_fits(batch, limit, chunks):
 
 
 @pytest.mark.parametrize(('dtype', 'relative'), [(jnp.float32, 2e-5), (jnp.bfloat16, 1e-2)])
-@pytest.mark.parametrize(('way', 'channels_in'), [('winograd', 48), ('shifted', 1), ('im2col_weight_gradient', 3)])
+@pytest.mark.parametrize(
+    ('way', 'channels_in'), [('winograd', 48), ('few_channels', 1), ('few_channels_weight_gradient', 3)]
+)
 def test_rounding_in_lower_precision_is_small(way, channels_in, dtype, relative):
     x, w, g = draw(2, (6, 13, 12, channels_in), (3, 3, channels_in, 40), (6, 13, 12, 40), dtype=dtype)
     actual = result_and_gradients(convolution(way), x, w, g)
@@ -165,8 +175,9 @@ def test_the_choice_depends_on_shapes_and_dtype_alone():
 
     x, w = (64, 24, 24, 128), (3, 3, 128, 128)
     assert choice(x, w) == choice(x, w, padding=[(1, 1), (1, 1)]) == 'winograd'
-    assert choice((64, 48, 48, 1), (3, 3, 1, 64)) == 'shifted'
-    assert choice((64, 48, 48, 3), (3, 3, 3, 64)) == 'im2col_weight_gradient'
+    assert choice((64, 48, 48, 1), (3, 3, 1, 64)) == choice((64, 48, 48, 3), (3, 3, 3, 64)) == 'few_channels'
+    assert choice((64, 48, 48, 3), (3, 3, 3, 64), strides=(2, 2)) == 'few_channels'
+    assert choice((64, 48, 48, 3), (3, 3, 3, 64), strides=(2, 2), padding=[(1, 1), (1, 1)]) == 'direct'
     assert choice((0, 24, 24, 128), w) == 'direct'
     for change in ({'strides': (2, 1)}, {'padding': 'VALID'}, {'dilation': (1, 2)}, {'groups': 2}, {'dtype': jnp.int8}):
         assert choice(x, w, **change) == 'direct'
@@ -180,12 +191,13 @@ def test_a_way_in_bfloat16_depends_on_the_processor_and_on_how_much_there_is_to_
     assert choice(64, 48, 64, 2) == choice(64, 12, 256, 2) == 'winograd_rows'
     assert choice(2, 12, 256, 2) == choice(64, 48, 32, 2) == choice(64, 5, 64, 2) == 'bfloat16'
     assert choice(64, 48, 64, 8) == choice(64, 12, 256, 8) == 'bfloat16'
+    assert choice(64, 48, 3, 2) == 'few_channels_weight_gradient'
     assert choice(64, 12, 256, 0) == choice(64, 48, 64, 8, jnp.float32) == 'winograd'
 
 
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('way', [*WAYS, 'few_channels'])
 def test_programs_for_accelerators_hold_nothing_but_xlas_convolution(way):
-    channels = min(64, WAYS[way].most_channels_in)
+    channels = 3 if 'few_channels' in way else 64
     x, w, g = draw(5, (4, 12, 12, channels), (3, 3, channels, 64), (4, 12, 12, 64), dtype=jnp.float32)
 
     def operations(path, platform):
@@ -199,7 +211,7 @@ def test_programs_for_accelerators_hold_nothing_but_xlas_convolution(way):
 
 
 @pytest.mark.parametrize(('lift', 'in_axes'), [(jax.pmap, (0, None, 0)), (jax.vmap, (0, 0, 0))])
-@pytest.mark.parametrize('way', ['winograd', 'shifted'])
+@pytest.mark.parametrize('way', ['winograd', 'few_channels'])
 def test_it_may_be_mapped_over_devices_and_members(float64, way, lift, in_axes):
     x, w, g = draw(6, (4, 2, 6, 6, 3), (4, 3, 3, 3, 5), (4, 2, 6, 6, 5))
     actual = lift(gradients_of(convolution(way)), in_axes=in_axes)(x, w if in_axes[1] == 0 else w[0], g)

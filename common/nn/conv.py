@@ -4,7 +4,6 @@ Use it as `nn.Conv(..., conv_general_dilated=convolution())`. The way is chosen 
 features, never by timing, so that a run can be repeated; on GPUs and TPUs the program stays XLA's own convolution.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +27,6 @@ class _Way(NamedTuple):
     forward: Callable[[jax.Array, jax.Array], jax.Array]  # x, w -> y
     input_gradient: Callable[[jax.Array, jax.Array], jax.Array]  # g, w -> dx
     weight_gradient: Callable[[jax.Array, jax.Array], jax.Array]  # x, g -> dw
-    most_channels_in: float = math.inf
 
 
 def _direct(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -56,12 +54,12 @@ WAYS = {
     'winograd_weight_gradient': _Way(_direct, _cpu_input_gradient, winograd.weight_gradient),
     'bfloat16': _Way(_direct, bfloat16.input_gradient, bfloat16.weight_gradient),
     'winograd_rows': _Way(_direct, winograd_rows.input_gradient, winograd_rows.weight_gradient),
-    'shifted': _Way(few_channels.convolve, _cpu_input_gradient, few_channels.weight_gradient, few_channels.MOST),
-    'im2col_weight_gradient': _Way(_direct, _cpu_input_gradient, few_channels.weight_gradient, few_channels.MOST),
+    'few_channels_weight_gradient': _Way(_direct, _cpu_input_gradient, few_channels.weight_gradient),
 }
 
 # Ways with a differentiable operation of their own: x, w, strides -> y.
 OWN = {
+    'few_channels': lambda x, w, strides: few_channels.convolve(x, w, strides[0]),
     'depthwise': lambda x, w, strides: depthwise.convolve(x, w, strides[0]),
     'pointwise': lambda x, w, strides: pointwise.convolve(x, w),
 }
@@ -94,13 +92,14 @@ def choose(
         'direct', or a key of `WAYS` or `OWN` that was measured to be faster.
     """
     kind = _kind(x_shape, w_shape, strides, padding, dilation, groups, dtype)
+    narrow = dtype == jnp.bfloat16 and bfloat16_speed
+    if kind == 'few_channels' and narrow and set(strides) == {1}:
+        return 'few_channels_weight_gradient'  # forward, the processor's own products are faster even of so few
     if kind != '3x3':
         return kind or 'direct'  # the other kinds have one way each, of their own name
     batch, height, width, channels_in = x_shape
-    if channels_in <= few_channels.MOST:
-        return 'shifted' if channels_in == 1 else 'im2col_weight_gradient'
     tiles = winograd.tiles(batch, height, width)
-    if dtype == jnp.bfloat16 and bfloat16_speed:
+    if narrow:
         # Where products are as fast as with AMX, it is not known whether half of them are worth the sums.
         wins = bfloat16_speed <= 2 and tiles >= 128 and winograd_rows.gain(height, channels_in, w_shape[3]) >= 1.1
         return 'winograd_rows' if wins else 'bfloat16'
@@ -115,10 +114,11 @@ def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
     """A function with the arguments and the result of `lax.conv_general_dilated`, for `nn.Conv`.
 
     The fast ways need arrays `[batch, height, width, channels]`, SAME padding, no dilation, equal float dtypes and
-    default precision, and a kernel that is 3x3 or 1x1 with stride 1 and no groups, or depthwise (a group a channel)
-    with the same odd side and the same stride both ways. They compute in float32, or float64 for float64 input, but
-    for 'bfloat16' and 'winograd_rows', whose products are of x's dtype. All else goes to XLA. Reverse-mode
-    differentiation only, except for 'direct'.
+    default precision, and a kernel that is 3x3 or 1x1 with stride 1 and no groups, 3x3 over no more than three
+    channels, or depthwise (a group a channel) with an odd side, the last two with the same stride both ways. They
+    compute in float32, or float64 for float64 input, but for 'bfloat16', 'winograd_rows' and the weight gradients of
+    few channels, whose products are of x's dtype. All else goes to XLA. Reverse-mode differentiation only, except for
+    'direct'.
 
     Args:
         path: 'auto' for what `choose` says, 'direct' for XLA's own convolution bit for bit, or a key of `WAYS` or
@@ -159,7 +159,7 @@ def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
             way = path if path != 'auto' else way_of(layer, lambda: choose(*arguments, bfloat16_speed=speed))
             if way == kind:
                 return OWN[way](lhs, rhs, window_strides)
-            if kind == '3x3' and way in WAYS and lhs.shape[-1] <= WAYS[way].most_channels_in:
+            if kind in ('3x3', 'few_channels') and set(window_strides) == {1} and way in WAYS:
                 return _convolve(lhs, rhs, way)
         dtype = lhs.dtype
         if path in ('auto', 'bfloat16') and dtype == jnp.bfloat16 and bfloat16.speed():
@@ -190,7 +190,10 @@ def _kind(
     groups: int,
     dtype: Any,
 ) -> str | None:
-    """'3x3', 'pointwise' or 'depthwise', the kinds that have fast ways; None for all others. Arguments as `choose`."""
+    """'3x3', 'few_channels', 'pointwise' or 'depthwise', the kinds that have fast ways; None for all others.
+
+    Arguments as `choose`.
+    """
     plain = len(x_shape) == 4 and set(dilation) == {1} and 0 not in (*x_shape, *w_shape) and len(set(strides)) == 1
     if not plain or not jnp.issubdtype(dtype, jnp.floating):
         return None
@@ -198,9 +201,11 @@ def _kind(
     around = padding.upper() if isinstance(padding, str) else [tuple(pair) for pair in padding]
     if groups == 1 and set(strides) == {1}:
         if (height, width) == (3, 3) and around in ('SAME', 'SAME_LOWER', [(1, 1), (1, 1)]):
-            return '3x3'
+            return 'few_channels' if x_shape[-1] <= few_channels.MOST else '3x3'
         if (height, width) == (1, 1) and around in ('SAME', 'SAME_LOWER', 'VALID', [(0, 0), (0, 0)]):
             return 'pointwise'
+    if groups == 1 and (height, width) == (3, 3) and around == 'SAME' and x_shape[-1] <= few_channels.MOST:
+        return 'few_channels'
     if groups == x_shape[-1] == channels_out > 1 and height == width and height % 2 == 1 and around == 'SAME':
         return 'depthwise'
     return None

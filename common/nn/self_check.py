@@ -18,7 +18,16 @@ from jax import lax
 from tqdm import tqdm
 
 from common.nn import conv
-from common.nn.convolutions import bfloat16, chunks, depthwise, few_channels, pointwise, winograd, winograd_rows
+from common.nn.convolutions import (
+    bfloat16,
+    chunks,
+    depthwise,
+    few_channels,
+    pointwise,
+    windows,
+    winograd,
+    winograd_rows,
+)
 from common.nn.convolutions.choices import Layer, settle
 from common.processor import processor
 
@@ -32,6 +41,7 @@ _MODULES: tuple[ModuleType, ...] = (
     depthwise,
     few_channels,
     pointwise,
+    windows,
     winograd,
     winograd_rows,
 )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from common.nn.convolutions import windows
 from common.nn.convolutions.chunks import at_least_float32, map_chunks
 
 # The weight gradient reads a chunk once for each weight of the kernel, so that it has to stay in a core's cache.
@@ -59,18 +60,18 @@ def _grouped(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
 
 
 def _shifted(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
-    padded = _padded(x, w.shape, stride)
+    padded = windows.padded(x, w.shape, stride)
     size = [-(-length // stride) for length in x.shape[1:3]]
-    y = _sum(
-        at_least_float32(_window(padded, (row, column), size, stride)) * at_least_float32(w[row, column, 0])
-        for row, column in _taps(w.shape)
+    y = windows.total(
+        at_least_float32(windows.cut(padded, (row, column), size, stride)) * at_least_float32(w[row, column, 0])
+        for row, column in windows.taps(w.shape)
     )
     return lax.optimization_barrier(y.astype(x.dtype))
 
 
 def _input_gradient(g: jax.Array, w: jax.Array, x_shape: tuple[int, ...], stride: int) -> jax.Array:
     """Pixels of x at each offset within a stride meet taps of their own, so each offset is a convolution of g."""
-    before = [_before(length, side, stride) for length, side in zip(x_shape[1:3], w.shape[:2], strict=True)]
+    before = [windows.before(length, side, stride) for length, side in zip(x_shape[1:3], w.shape[:2], strict=True)]
     size = g.shape[1:3]
     # How far the windows below reach beyond g.
     low = [-((first - (side - 1)) // stride) for first, side in zip(before, w.shape[:2], strict=True)]
@@ -79,16 +80,16 @@ def _input_gradient(g: jax.Array, w: jax.Array, x_shape: tuple[int, ...], stride
 
     def at(row_offset: int, column_offset: int) -> jax.Array:
         terms = []
-        for row, column in _taps(w.shape):
+        for row, column in windows.taps(w.shape):
             (down, no_row), (right, no_column) = (
                 divmod(offset + first - tap, stride)
                 for offset, first, tap in zip((row_offset, column_offset), before, (row, column), strict=True)
             )
             if not no_row and not no_column:
-                part = _window(padded, (down + low[0], right + low[1]), size, 1)
+                part = windows.cut(padded, (down + low[0], right + low[1]), size, 1)
                 terms.append(at_least_float32(part) * at_least_float32(w[row, column, 0]))
         zero = jnp.zeros((x_shape[0], *size, x_shape[3]), at_least_float32(g).dtype)
-        return lax.optimization_barrier((_sum(terms) if terms else zero).astype(g.dtype))
+        return lax.optimization_barrier((windows.total(terms) if terms else zero).astype(g.dtype))
 
     if stride == 1:
         return at(0, 0)
@@ -99,12 +100,12 @@ def _input_gradient(g: jax.Array, w: jax.Array, x_shape: tuple[int, ...], stride
 
 def _weight_gradient(x: jax.Array, g: jax.Array, w_shape: tuple[int, ...], stride: int) -> jax.Array:
     """For each tap the sum of a product; a loop over taps, for written out they take minutes to compile."""
-    padded = _padded(x, w_shape, stride)
+    padded = windows.padded(x, w_shape, stride)
     # By rows and columns of strides, so that a tap begins at an offset within one and needs no slice with a step.
     strides = padded.reshape(
         len(padded), padded.shape[1] // stride, stride, padded.shape[2] // stride, stride, padded.shape[3]
     )
-    starts = jnp.array([(*divmod(row, stride), *divmod(column, stride)) for row, column in _taps(w_shape)])
+    starts = jnp.array([(*divmod(row, stride), *divmod(column, stride)) for row, column in windows.taps(w_shape)])
 
     height = g.shape[1]
     terms = max(count for count in range(1, MOST_TERMS + 1) if height % count == 0)
@@ -123,41 +124,9 @@ def _weight_gradient(x: jax.Array, g: jax.Array, w_shape: tuple[int, ...], strid
                 for first in range(0, height, rows)
             )
             # Behind a barrier the sum over what remains is a loop over vectors; fused, one over single numbers.
-            return lax.optimization_barrier(_sum(products)).sum((0, 1, 2))
+            return lax.optimization_barrier(windows.total(products)).sum((0, 1, 2))
 
         return lax.map(at, starts)
 
     limit = ELEMENTS_PER_CHUNK // (height * g.shape[2] * g.shape[3])
     return map_chunks(body, limit, strides, g).sum(0).reshape(w_shape)
-
-
-def _taps(w_shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    return [(row, column) for row in range(w_shape[0]) for column in range(w_shape[1])]
-
-
-def _before(length: int, side: int, stride: int) -> int:
-    """Zeros before the first pixel: half of those with which `ceil(length / stride)` windows fit, rounded down."""
-    return max((-(-length // stride) - 1) * stride + side - length, 0) // 2
-
-
-def _padded(x: jax.Array, w_shape: tuple[int, ...], stride: int) -> jax.Array:
-    """x between zeros: whole strides, as many as all windows reach into; so forward and backward read the same."""
-    margins = []
-    for length, side in zip(x.shape[1:3], w_shape[:2], strict=True):
-        whole = stride * (-(-length // stride) + (side - 1) // stride)
-        before = _before(length, side, stride)
-        margins.append((before, whole - length - before))
-    return lax.optimization_barrier(jnp.pad(x, ((0, 0), *margins, (0, 0))))
-
-
-def _window(padded: jax.Array, start: tuple[int, int], size: list[int] | tuple[int, ...], stride: int) -> jax.Array:
-    """Every `stride`-th pixel from `start` on, `size` of them; beyond the array there are zeros."""
-    (row, column), (height, width) = start, size
-    return padded[
-        :, row : row + stride * (height - 1) + 1 : stride, column : column + stride * (width - 1) + 1 : stride
-    ]
-
-
-def _sum(terms) -> jax.Array:
-    first, *rest = terms
-    return sum(rest, start=first)

@@ -1,59 +1,84 @@
 """The first convolution of a network on the CPU, 3x3 over one to three channels: too few for a matrix product each."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from common.nn.convolutions.chunks import at_least_float32, map_chunks
+from common.nn.convolutions import windows
+from common.nn.convolutions.chunks import at_least_float32
 
 MOST = 3  # input channels: beyond, the copies and the unrolled program cost more than they save
 
-# Im2col copies every pixel nine times; a chunk of this many pixels keeps the copies in the cache.
-PIXELS_PER_CHUNK = 18432
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
+    """Convolves by shifted multiply-adds in float32 (float64 for float64 input), SAME padding as in TensorFlow.
 
-def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Convolves with stride 1 and SAME padding by shifted multiply-adds, in float32 (float64 for float64 input).
+    On GPUs and TPUs it is XLA's own convolution.
 
     Args:
         x: `[batch, height, width, channels_in]`, floating.
         w: `[3, 3, channels_in, channels_out]`, of x's dtype.
+        stride: between windows, in both directions.
 
     Returns:
-        `[batch, height, width, channels_out]` of x's dtype.
+        `[batch, ceil(height / stride), ceil(width / stride), channels_out]` of x's dtype.
     """
-    weights = at_least_float32(w).reshape(-1, w.shape[-1])
-    shifted = _shifted(at_least_float32(x))
-    y = sum(
-        (x[..., None] * row for x, row in zip(shifted[1:], weights[1:], strict=True)),
-        shifted[0][..., None] * weights[0],
-    )
-    return y.astype(x.dtype)
+    return lax.platform_dependent(x, w, cpu=partial(_shifted, stride=stride), default=partial(_direct, stride=stride))
 
 
-def weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
+def _forward(x: jax.Array, w: jax.Array, stride: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve(x, w, stride), (x, w)
+
+
+def _backward(stride: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = residuals
+
+    def by_xla(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.vjp(partial(_direct, stride=stride), x, w)[1](g)
+
+    def by_product(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        # Images need no gradient, so that XLA's own does for x, widened since narrow ones may be wrong (bfloat16.py).
+        pull_back = jax.linear_transpose(lambda x: _direct(x, at_least_float32(w), stride), at_least_float32(x))
+        dx = pull_back(at_least_float32(g))[0].astype(x.dtype)
+        return dx, weight_gradient(x, lax.optimization_barrier(g), stride).astype(w.dtype)
+
+    dx, dw = lax.platform_dependent(x, w, g, cpu=by_product, default=by_xla)
+    return dx, dw
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def weight_gradient(x: jax.Array, g: jax.Array, stride: int = 1) -> jax.Array:
     """Gradient with respect to w, `[3, 3, channels_in, channels_out]`, in float32 (float64 for float64 input).
 
-    An im2col product, written so that the long contraction runs along the rows of the left side.
+    A matrix product for each example, in x's dtype: what its taps meet, one a row, times its g.
     """
-    _, height, width, channels = x.shape
-
-    def body(x_chunk: jax.Array, g_chunk: jax.Array) -> jax.Array:
-        patches = jnp.stack(_shifted(at_least_float32(x_chunk))).reshape(9 * channels, -1)
-        patches, g_chunk = lax.optimization_barrier((patches, at_least_float32(g_chunk)))
-        return lax.optimization_barrier(patches @ g_chunk.reshape(-1, g.shape[-1]))
-
-    products = map_chunks(body, PIXELS_PER_CHUNK // (height * width), x, g)
-    return products.sum(0).reshape(3, 3, channels, -1)
+    met = jnp.stack(_met(x, g.shape[1:3], stride), axis=1).reshape(len(x), -1, g.shape[1] * g.shape[2])
+    met, g = lax.optimization_barrier((met, g))
+    products = lax.optimization_barrier(met @ g.reshape(len(g), -1, g.shape[-1]))
+    return at_least_float32(products).sum(0).reshape(3, 3, x.shape[-1], -1)
 
 
-def _shifted(x: jax.Array) -> list[jax.Array]:
-    """What each of the 9 * channels weights meets, `[batch, height, width]`, in the kernel's order."""
-    _, height, width, channels = x.shape
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+def _direct(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
+    return lax.conv_general_dilated(x, w, (stride, stride), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _shifted(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
+    size = [-(-length // stride) for length in x.shape[1:3]]
+    rows = at_least_float32(w).reshape(-1, w.shape[-1])
+    met = _met(at_least_float32(x), size, stride)
+    return windows.total(x[..., None] * row for x, row in zip(met, rows, strict=True)).astype(x.dtype)
+
+
+def _met(x: jax.Array, size: tuple[int, ...] | list[int], stride: int) -> list[jax.Array]:
+    """What each of the 9 * channels weights meets, `[batch, *size]`, in the kernel's order."""
+    x = windows.padded(x, (3, 3), stride)
     return [
-        x[:, row : row + height, column : column + width, channel]
-        for row in range(3)
-        for column in range(3)
-        for channel in range(channels)
+        windows.cut(x, tap, size, stride)[..., channel]
+        for tap in windows.taps((3, 3))
+        for channel in range(x.shape[-1])
     ]
