@@ -310,8 +310,8 @@ def test_names_that_do_not_tell_whose_an_image_is_are_listed_and_all_without_ref
     assert audit['names_without_group'].items == ['calm/scan.png', 'cross/scan.png']
     splits = load_images(dataset, tmp_path / 'data').splits.values()
     groups = [group for split in splits for group in set(split.records.group)]
-    people = [f'{label}{person}' for label in ('calm', 'cross') for person in range(4)]
-    assert sorted(groups) == sorted([*people, 'calm/scan.png', 'cross/scan.png'])
+    people = [f'{label}/{label}{person}_0.png' for label in ('calm', 'cross') for person in range(4)]
+    assert sorted(groups) == sorted([*people, 'calm/scan.png', 'cross/scan.png'])  # each named after its first image
     for pattern, fault in (('^subject', 'which no file name has in it'), ('face_(', 'no regular expression')):
         dataset.group_by = pattern
         with pytest.raises(UsageError, match=fault):

@@ -174,6 +174,15 @@ def test_training_images_alone_are_split_by_lesion(challenge, tmp_path):
     assert load_images(small(isic2018.get_config()), tmp_path).info['class_names'] == list(CLASSES)
 
 
+def test_file_names_join_lesions_and_tear_none_apart(challenge, tmp_path):
+    dataset = small(isic2018.get_config(), group_by='ISIC_000|ISIC_005')
+    audit = prepare_images(SOURCES['isic2018'], dataset, challenge, tmp_path)
+    groups = records_of(dataset, tmp_path).group
+    # Images 0 to 9 are joined, and with them the lesions of which these are: 10 and 11 too. So are 48 to 59.
+    assert groups[:12].nunique() == groups[48:].nunique() == 1
+    assert audit.counts['groups'] == groups.nunique() == 2 + 18
+
+
 def test_official_splits_stand_and_unlabelled_images_are_left_out(challenge, tmp_path):
     write_part(challenge, 'Validation', 6, first=100)
     write_part(challenge, 'Test', 9, first=200)

@@ -15,7 +15,7 @@ from common.data.dataset import Dataset, Split
 from common.data.images import Decoding, decode_image, decoded_split, in_threads
 from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, base_name, open_raw
 from common.data.records import VERSION, preparing, read_images, write_images
-from common.data.splits import complete_splits
+from common.data.splits import complete_splits, merge_groups
 from common.errors import DataError, UsageError
 
 SPLITS = ('train', 'validation', 'test')
@@ -182,7 +182,7 @@ def _examine(
 
 
 def _grouped(images: Sequence[RawImage], pattern: str, audit: Audit) -> list[RawImage]:
-    """Puts images in whose file names the pattern finds the same text into one group."""
+    """Joins the groups of images in whose file names the pattern finds the same text."""
     try:
         found = [re.search(pattern, base_name(image.name)) for image in images]
     except re.error as error:
@@ -190,11 +190,12 @@ def _grouped(images: Sequence[RawImage], pattern: str, audit: Audit) -> list[Raw
     without = [image.name for image, match in zip(images, found, strict=True) if not match]
     if len(without) == len(images):
         raise UsageError(f'config.dataset.group_by is {pattern!r}, which no file name has in it, as {without[:3]}')
-    audit.add('names_without_group', 'images whose names say not whose they are; each is a group of its own', without)
-    return [
-        dataclasses.replace(image, group=match[0]) if match else image
-        for image, match in zip(images, found, strict=True)
-    ]
+    audit.add(
+        'names_without_group', 'images whose names say not whose they are; each stays in the group it has', without
+    )
+    keys = [f'found {match[0]}' if match else f'image {number}' for number, match in enumerate(found)]
+    groups = merge_groups([image.group for image in images], keys)
+    return [dataclasses.replace(image, group=group) for image, group in zip(images, groups, strict=True)]
 
 
 def _with_copies_noted(found: RawImages, table: pd.DataFrame) -> RawImages:
