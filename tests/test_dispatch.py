@@ -72,8 +72,8 @@ def test_loops_count_every_time():
     assert looped == 5 * 2 * 4**3
 
 
-def test_the_config_of_a_training_holds_the_number(toy_data):
+def test_a_training_takes_as_many_steps_in_a_dispatch(toy_data):
     training = toy(toy_data, steps_per_dispatch=0, evaluate_every='12steps')
-    assert training.config.steps_per_dispatch == 12
-    assert toy(toy_data, steps_per_dispatch=0, evaluate_every='12steps', ensemble=2).config.steps_per_dispatch == 12
-    assert toy(toy_data, steps_per_dispatch=5).config.steps_per_dispatch == 5
+    assert training.steps_per_dispatch == 12
+    assert toy(toy_data, steps_per_dispatch=0, evaluate_every='12steps', ensemble=2).steps_per_dispatch == 12
+    assert toy(toy_data, steps_per_dispatch=5).steps_per_dispatch == 5

@@ -229,7 +229,7 @@ def test_a_finished_run_only_says_so_when_started_again(fit, tmp_path):
 
 
 def test_records_hold_training_and_validation_side_by_side(fit, tmp_path):
-    _, outcome = fit(tmp_path / 'run')
+    training, outcome = fit(tmp_path / 'run')
     records = evaluations(tmp_path / 'run')
     assert [record['step'] for record in records] == [8, 16, 24]
     assert [record['epoch'] for record in records] == pytest.approx([8 / 12, 16 / 12, 2])
@@ -240,6 +240,9 @@ def test_records_hold_training_and_validation_side_by_side(fit, tmp_path):
     assert (outcome.progress.best, outcome.progress.best_step) == (best['validation/mae'], best['step'])
     rates = [record for record in read_history(tmp_path / 'run') if 'examples_per_second' in record]
     assert [record['step'] for record in rates] == [4, 8, 12, 16, 20, 24][: len(rates)]
+    scheduled = [float(training.schedule(record['step'])) for record in rates]
+    assert [record['learning_rate'] for record in rates] == pytest.approx(scheduled)
+    assert scheduled == sorted(set(scheduled), reverse=True)
     assert list((tmp_path / 'run' / 'tensorboard').glob('events.out.tfevents.*'))
 
 

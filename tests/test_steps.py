@@ -50,7 +50,7 @@ def take_steps(training: Training, first: int, last: int, state=None):
     """The state after steps `first` to `last` - 1, and their metrics."""
     state = training.init_state() if state is None else state
     transport, metrics = training.transport('train'), []
-    parts = chunks(first, last, last, training.config.steps_per_dispatch)
+    parts = chunks(first, last, last, training.steps_per_dispatch)
     for batch in transport.batches(training.plan.dispatches(parts)):
         state, new = training.train_step(state, transport.shared, batch)
         metrics.append(jax.tree.map(np.asarray, new))

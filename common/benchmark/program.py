@@ -36,7 +36,7 @@ class Program:
     def __init__(self, training: Training):
         self.training = training
         self.transport = training.transport_choice.kind
-        self.steps = training.config.steps_per_dispatch
+        self.steps = training.steps_per_dispatch
         models = training.members.count or 1
         self.examples = self.steps * training.plan.batch_size * models
         self._data = training.transport('train')

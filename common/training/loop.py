@@ -78,6 +78,8 @@ class _Loop:
         self._state = state
         self._step = int(np.max(state.step))
         self._scale = float(np.mean(state.learning_rate_scale))
+        # All at once, since a rate that is asked for while the device is at work would wait for it.
+        self._rates = np.asarray(jax.vmap(training.schedule)(np.arange(training.total_steps + 1)))
         self._chief = jax.process_index() == 0
         self._line = tqdm(bar_format='{desc}', disable=None, leave=False)  # for the person watching a terminal
         self._clock = Clock(progress.seconds)
@@ -93,7 +95,7 @@ class _Loop:
     def run(self, asked_to_stop: Sequence[int]) -> Outcome:
         training, compiled = self._training, {}
         try:
-            parts = chunks(self._step, training.total_steps, self._evaluate_every, training.config.steps_per_dispatch)
+            parts = chunks(self._step, training.total_steps, self._evaluate_every, training.steps_per_dispatch)
             transport = training.transport('train')
             batches = iter(transport.batches(training.plan.dispatches(parts)))
             boundary = 0
@@ -187,7 +189,7 @@ class _Loop:
         rate, step_time = examples / (now - seconds), (now - seconds) / steps
         self._logged = (self._step, now)
         self._due[self._step] = {
-            'learning_rate': float(self._training.schedule(self._step)) * self._scale,
+            'learning_rate': float(self._rates[self._step]) * self._scale,
             'examples_per_second': rate,
         }
         if not self._latest:

@@ -79,6 +79,14 @@ class Training:
         rows = self.config.batch_size // len(self.parallel)
         return accumulate_steps(self.config.accumulate_steps, rows, jax.default_backend())
 
+    @functools.cached_property
+    def steps_per_dispatch(self) -> int:
+        """Steps that run on the devices in one call."""
+        if self.config.steps_per_dispatch:
+            return self.config.steps_per_dispatch
+        boundary = self.to_steps(self.config.evaluate_every)
+        return steps_per_dispatch(self.flops * len(self.members.seeds), jax.default_backend(), boundary)
+
     @property
     def train_split(self) -> Split:
         return self.dataset.splits['train']
@@ -193,10 +201,6 @@ def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) 
     better = choose({'loss': 'min', **task.better}, monitor.metric, 'monitor.metric')
     if monitor.mode == 'auto':
         monitor.mode = better
-    if not config.steps_per_dispatch:
-        boundary = training.to_steps(config.evaluate_every)
-        operations = training.flops * len(members.seeds)
-        training.config.steps_per_dispatch = steps_per_dispatch(operations, jax.default_backend(), boundary)
     return training
 
 

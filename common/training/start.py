@@ -95,7 +95,8 @@ def _record(training: Training, data_dir: pathlib.Path, match: Match | None) -> 
         groups=members.count if members.by_group else None,
         data_dir=str(data_dir.absolute()),
         environment=_environment(training)
-        | {'transport': str(training.transport_choice), 'convolutions': training.convolutions}
+        | {'transport': str(training.transport_choice), 'steps_per_dispatch': training.steps_per_dispatch}
+        | {'convolutions': training.convolutions}
         | started,
     )
 
