@@ -1,13 +1,11 @@
 """Whether a model's fast convolutions give the numbers of XLA's own on this machine, on the model's own shapes."""
 
 import hashlib
-import inspect
 import json
 import pathlib
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -18,33 +16,13 @@ from jax import lax
 from tqdm import tqdm
 
 from common.nn import conv
-from common.nn.convolutions import (
-    bfloat16,
-    chunks,
-    depthwise,
-    few_channels,
-    pointwise,
-    windows,
-    winograd,
-    winograd_rows,
-)
+from common.nn.convolutions import bfloat16
 from common.nn.convolutions.choices import Layer, settle
 from common.processor import processor
 
 # Relative L2 distance from the direct convolution in float32. Winograd rounds to 3e-6 there; a result in bfloat16,
 # to 2e-3, and gradients by sums of rows to 7e-3. A wrong one is off by a tenth or more.
 TOLERANCE = {'float64': 1e-10, 'float32': 1e-4, 'bfloat16': 2.5e-2, 'float16': 1e-2}
-_MODULES: tuple[ModuleType, ...] = (
-    bfloat16,
-    chunks,
-    conv,
-    depthwise,
-    few_channels,
-    pointwise,
-    windows,
-    winograd,
-    winograd_rows,
-)
 
 
 def check(layers: Mapping[Layer, str], cache: pathlib.Path) -> dict[str, str]:
@@ -118,6 +96,7 @@ def _compiled(layer: Layer, way: str, arrays: list[np.ndarray], *, with_options:
 
 
 def _fingerprint() -> str:
-    sources = [inspect.getsource(module) for module in _MODULES]
+    files = [pathlib.Path(conv.__file__), *sorted(pathlib.Path(bfloat16.__file__).parent.glob('*.py'))]
+    sources = [file.read_text(encoding='utf-8') for file in files]
     facts = json.dumps([jaxlib.version.__version__, processor(), *sources])
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
