@@ -262,6 +262,14 @@ def test_a_record_holds_the_loss_of_its_own_step_also_after_a_resume(fit, tmp_pa
     assert stopped == run
 
 
+def test_a_run_goes_on_where_another_number_of_steps_in_a_dispatch_suits_the_machine(fit, tmp_path, monkeypatch):
+    for steps, stop_at in ((4, 12), (2, 0)):
+        monkeypatch.setattr('common.training.setup.steps_per_dispatch', lambda *_, steps=steps: steps)
+        training, outcome = fit(tmp_path / 'run', stop_at, steps_per_dispatch=0)
+        assert training.steps_per_dispatch == steps
+    assert (outcome.ended, outcome.step) == ('complete', 24)
+
+
 def test_best_and_latest_are_kept_and_only_these(fit, tmp_path):
     # A learning rate that explodes after the second evaluation: the best is before the latest.
     training, outcome = fit(
