@@ -148,7 +148,7 @@ def _mean(x: jax.Array) -> jax.Array:
 
 
 def _over_devices(means: tuple[jax.Array, jax.Array], axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    if axis_name is None:
+    if axis_name is None or lax.axis_size(axis_name) == 1:
         return means
     first, second = lax.pmean(jnp.stack(means), axis_name)  # one message, not two
     return first, second
