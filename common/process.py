@@ -5,14 +5,19 @@ import os
 import sys
 from collections.abc import Mapping
 
+from common.processor import memory
+
 SWITCH = 'TRIPTYCH_PROCESS_SETTINGS'
 _NEVER = 2**34  # bytes, more than one allocation takes
-# Huge pages for large arrays; and what an array has held stays with the process for the next one, in one heap for all
-# threads, where by default it goes back to the kernel, which clears every page again before the next step.
+HUGE_PAGES = 'glibc.malloc.hugetlb=1'  # for large arrays
+# And what an array has held stays with the process for the next one, in one heap for all threads, where by default it
+# goes back to the kernel, which clears every page again before the next step.
 TUNABLES = (
-    f'glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={_NEVER}:glibc.malloc.trim_threshold={_NEVER}'
-    ':glibc.malloc.arena_max=1'
+    f'{HUGE_PAGES}:glibc.malloc.mmap_threshold={_NEVER}:glibc.malloc.trim_threshold={_NEVER}:glibc.malloc.arena_max=1'
 )
+# Bytes of memory from which on it stays: a process then comes to hold two or three times what it needs, since glibc
+# cuts off the ends of an aligned array, and the next does not fit into its place.
+ENOUGH = 12 * 2**30
 
 # Whole loops of training steps as one CUDA graph, convolutions included, which XLA by itself leaves out.
 GRAPHS = '--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE'
@@ -42,7 +47,7 @@ def wanted(environment: Mapping[str, str]) -> dict[str, str]:
     if _runs_on_cuda(environment) and GRAPHS.partition('=')[0] not in flags:
         return {'XLA_FLAGS': f'{flags} {GRAPHS}'.strip()}
     if _has_glibc() and _runs_on_cpu(environment) and 'GLIBC_TUNABLES' not in environment:
-        return {'GLIBC_TUNABLES': TUNABLES}
+        return {'GLIBC_TUNABLES': TUNABLES if memory() >= ENOUGH else HUGE_PAGES}
     return {}
 
 

@@ -1,4 +1,4 @@
-"""The processor under a run, as far as the choice of a program depends on it."""
+"""The processor and the memory under a run, as far as the choice of a program depends on them."""
 
 import functools
 import os
@@ -7,12 +7,21 @@ import platform
 import re
 
 _CPUINFO = pathlib.Path('/proc/cpuinfo')
+_CONTAINER = pathlib.Path('/sys/fs/cgroup')
 _TELLING = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16')  # features that decide which formulation is fast
 
 
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Bytes that this process may use: the machine's, or its container's where that has fewer."""
+    limits = [_CONTAINER / 'memory.max', _CONTAINER / 'memory' / 'memory.limit_in_bytes']  # of cgroup 2 and 1
+    texts = [limit.read_text(encoding='utf-8').strip() for limit in limits if limit.is_file()]
+    machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return min([machine, *(int(text) for text in texts if text.isdigit())])
 
 
 @functools.cache

@@ -21,10 +21,16 @@ def capable(monkeypatch):
     monkeypatch.setattr(os, 'confstr_names', {'CS_GNU_LIBC_VERSION': 2})
     monkeypatch.setattr(os, 'confstr', lambda name: 'glibc 2.35')
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    monkeypatch.setattr(process, 'memory', lambda: process.ENOUGH)
 
 
 def test_memory_is_kept_and_huge_pages_are_asked_for_where_glibc_can_be_told(capable):
     assert process.wanted({}) == process.wanted({'JAX_PLATFORMS': 'cpu'}) == {'GLIBC_TUNABLES': process.TUNABLES}
+
+
+def test_where_memory_is_scarce_it_goes_back_to_the_system(capable, monkeypatch):
+    monkeypatch.setattr(process, 'memory', lambda: process.ENOUGH - 1)
+    assert process.wanted({}) == {'GLIBC_TUNABLES': process.HUGE_PAGES}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is told of the processor is what the system lists."""
+"""What is told of the processor and the memory is what the system lists."""
 
 import pytest
 
@@ -27,3 +27,18 @@ def test_elsewhere_nothing_is_assumed(listed, monkeypatch, tmp_path):
     assert listed('processor\t: 0\nFeatures\t: fp asimd\n')['features'] == ''
     monkeypatch.setattr(module, '_CPUINFO', tmp_path / 'missing')
     assert module.processor.__wrapped__()['features'] == ''
+
+
+def test_a_containers_limit_counts_where_it_is_lower(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, '_CONTAINER', tmp_path)
+    machine = module.memory()
+    assert machine > 2**30
+    (tmp_path / 'memory.max').write_text('max\n')
+    assert module.memory() == machine
+    (tmp_path / 'memory.max').write_text(f'{2**62}\n')
+    assert module.memory() == machine
+    (tmp_path / 'memory.max').write_text(f'{2**29}\n')
+    assert module.memory() == 2**29
+    (tmp_path / 'memory').mkdir()
+    (tmp_path / 'memory' / 'memory.limit_in_bytes').write_text('4096\n')
+    assert module.memory() == 4096

@@ -1,13 +1,12 @@
 """The machine that figures belong to: processor, memory, versions."""
 
-import os
 import platform
 import resource
 from typing import Any
 
 import jax
 
-from common.processor import cores
+from common.processor import cores, memory
 from common.runtime import environment
 
 
@@ -15,7 +14,7 @@ def machine() -> dict[str, Any]:
     """JSON-able facts: `cores`, `memory_gib`, `system`, and those of `environment`, as `processor` and `versions`."""
     return {
         'cores': cores(),
-        'memory_gib': round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30, 1),
+        'memory_gib': round(memory() / 2**30, 1),
         'system': platform.platform(),
         **environment(),
     }

@@ -12,7 +12,6 @@ and the devices hand one another the rows. In all, the device ends with the same
 """
 
 import collections
-import os
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple, Protocol
 
@@ -24,6 +23,7 @@ from jax import lax
 
 from common.config import choose
 from common.data.dataset import Split
+from common.processor import memory
 from common.runtime import AXIS, DataParallel
 from common.types import Array, Batch, Tree
 
@@ -137,4 +137,4 @@ def room_for_data(device: jax.Device, num_devices: int) -> int:
     statistics = device.memory_stats() if device.platform != 'cpu' else None
     if statistics and 'bytes_limit' in statistics:
         return statistics['bytes_limit'] // 2
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 4 // num_devices
+    return memory() // 4 // num_devices

@@ -149,7 +149,8 @@ def _kernel_tiles(w: jax.Array, matrix: np.ndarray) -> Grid:
 
     With the barrier XLA compiles two operations six times each, and without it 36 that all differ.
     """
-    down = lax.optimization_barrier([combine(weights, at_least_float32(w)) for weights in matrix])
+    rows = list(at_least_float32(w))
+    down = lax.optimization_barrier([combine(weights, rows) for weights in matrix])
     return [[combine(weights, row) for weights in matrix] for row in down]
 
 
