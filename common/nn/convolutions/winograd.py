@@ -45,7 +45,7 @@ def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
     Returns:
         `[batch, height, width, channels_out]` of x's dtype.
     """
-    return _convolve(x, _kernel_tiles(w, G), jnp.matmul)
+    return _convolve(x, _sandwich(G, [list(at_least_float32(row)) for row in w]), jnp.matmul)
 
 
 def input_gradient(g: jax.Array, w: jax.Array) -> jax.Array:
@@ -54,7 +54,8 @@ def input_gradient(g: jax.Array, w: jax.Array) -> jax.Array:
     It is g convolved with w flipped and transposed. Columns of G flipped and products with the transpose say the
     same and move no weights in memory.
     """
-    return _convolve(g, _kernel_tiles(w, G[:, ::-1]), lambda v, u: lax.dot_general(v, u, (((1,), (1,)), ((), ()))))
+    u = _sandwich(G[:, ::-1], [list(at_least_float32(row)) for row in w])
+    return _convolve(g, u, lambda v, u: lax.dot_general(v, u, (((1,), (1,)), ((), ()))))
 
 
 def weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
@@ -71,7 +72,7 @@ def weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
 
     chunks = map_chunks(body, _chunk(rows, columns, x.shape[3] + g.shape[3]), x, g)
     u = jax.tree.map(lambda products: products.sum(0), chunks)
-    return jnp.stack([jnp.stack(row) for row in _right(G.T, _left(G.T, u))])
+    return jnp.stack([jnp.stack(row) for row in _sandwich(G.T, u)])
 
 
 def gain(height: int, width: int, channels_in: int, channels_out: int) -> float:
@@ -144,14 +145,9 @@ def _tiles(image: jax.Array, matrix: np.ndarray, rows: int, columns: int) -> Gri
     ]
 
 
-def _kernel_tiles(w: jax.Array, matrix: np.ndarray) -> Grid:
-    """`matrix @ w @ matrix.T`, 6 by 6 arrays `[channels_in, channels_out]`.
-
-    With the barrier XLA compiles two operations six times each, and without it 36 that all differ.
-    """
-    rows = list(at_least_float32(w))
-    down = lax.optimization_barrier([combine(weights, rows) for weights in matrix])
-    return [[combine(weights, row) for weights in matrix] for row in down]
+def _sandwich(matrix: np.ndarray, grid: Sequence[Sequence[jax.Array]]) -> Grid:
+    """`matrix @ grid @ matrix.T` for a square grid of arrays."""
+    return _right(matrix, _left(matrix, grid))
 
 
 def _left(matrix: np.ndarray, grid: Sequence[Sequence[jax.Array]]) -> Grid:
