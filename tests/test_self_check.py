@@ -80,6 +80,12 @@ def test_ways_of_other_kinds_are_checked_too(monkeypatch, tmp_path, layer, way, 
             assert self_check.check({layer: way}, tmp_path) == {str(layer): 'direct'}
 
 
+def test_the_last_channel_of_a_depthwise_convolution_is_among_those_compared(monkeypatch):
+    right = conv.OWN['depthwise']
+    monkeypatch.setitem(conv.OWN, 'depthwise', lambda x, w, strides: right(x, w, strides).at[..., -1].multiply(1.2))
+    assert self_check.distance(DEPTHWISE, 'depthwise') > self_check.TOLERANCE['float32']
+
+
 @pytest.mark.parametrize('wrong', ['forward', 'input_gradient', 'weight_gradient'])
 @pytest.mark.parametrize('error', [1.2, jnp.nan])
 def test_a_way_with_other_numbers_falls_back_with_a_warning(monkeypatch, tmp_path, wrong, error):
