@@ -8,7 +8,8 @@ import re
 
 _CPUINFO = pathlib.Path('/proc/cpuinfo')
 _CONTAINER = pathlib.Path('/sys/fs/cgroup')
-_TELLING = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16')  # features that decide which formulation is fast
+# Features that decide which formulation is fast.
+_TELLING = ('avx2', 'avx512f', 'avx_vnni', 'avx512_bf16', 'amx_bf16')
 
 
 def cores() -> int:

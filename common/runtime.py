@@ -19,7 +19,7 @@ from common.types import Tree
 
 AXIS = 'data'  # the name by which per-device functions reduce over devices
 
-type Options = Callable[[jax.stages.Lowered], dict[str, bool]]
+type Options = Callable[[jax.stages.Lowered], dict[str, bool | int]]
 
 # XLA cannot serialise programs that call oneDNN: they are compiled anew in every process.
 warnings.filterwarnings('ignore', 'Error writing persistent compilation cache entry')

@@ -19,8 +19,8 @@ def listed(monkeypatch, tmp_path):
 
 
 def test_model_and_telling_features_are_read(listed):
-    text = 'processor\t: 0\nmodel name\t: Some Make 9\nflags\t\t: fpu avx2 avx512f avx512_bf16 amx_bf16x\n'
-    assert listed(text) == {'model': 'Some Make 9', 'features': 'avx2 avx512f avx512_bf16'}
+    text = 'processor\t: 0\nmodel name\t: Some Make 9\nflags\t\t: fpu avx2 avx512f avx_vnni avx512_bf16 amx_bf16x\n'
+    assert listed(text) == {'model': 'Some Make 9', 'features': 'avx2 avx512f avx_vnni avx512_bf16'}
 
 
 def test_elsewhere_nothing_is_assumed(listed, monkeypatch, tmp_path):

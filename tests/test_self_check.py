@@ -151,7 +151,7 @@ def test_the_speed_of_bfloat16_is_that_of_the_processors_instructions(monkeypatc
 def test_products_in_bfloat16_keep_to_the_region(monkeypatch):
     monkeypatch.setattr(bfloat16, 'speed', lambda: 8)
     step, variables, x = step_of(convolution())
-    assert bfloat16.compiler_options(step.lower(variables, x)) == bfloat16._OPTIONS
+    assert set(bfloat16.compiler_options(step.lower(variables, x))) >= set(bfloat16._OPTIONS)
     plain, *_ = step_of(convolution('direct'))  # its gradients are outside
     assert bfloat16.compiler_options(plain.lower(variables, x)) == {}
     flax, *_ = step_of(lax.conv_general_dilated)
@@ -182,8 +182,20 @@ def test_a_program_with_any_other_convolution_gets_no_options(change):
         inside = lax.conv_general_dilated(jnp.ones_like(x), w, (1, 1), 'SAME', dimension_numbers=DIMENSIONS)
         return lax.conv_general_dilated(x, w[:, :, : 4 // options.get('feature_group_count', 1)], **options), inside
 
-    assert bfloat16.compiler_options(jax.jit(lambda x, w: run(x, w, **options)).lower(x, w)) == bfloat16._OPTIONS
+    assert bfloat16.compiler_options(jax.jit(lambda x, w: run(x, w, **options)).lower(x, w))
     assert bfloat16.compiler_options(jax.jit(lambda x, w: run(x, w, **options | change)).lower(x, w)) == {}
+
+
+@pytest.mark.parametrize(
+    ('features', 'width'),
+    [('avx512_bf16', None), ('avx_vnni avx512_bf16', 512), ('avx_vnni avx512_bf16 amx_bf16', None)],
+)
+def test_vectors_are_wide_where_that_was_found_faster(monkeypatch, features, width):
+    monkeypatch.setattr(bfloat16, 'processor', lambda: {'model': 'any', 'features': features})
+    step, variables, x = step_of(convolution('bfloat16'))
+    options = bfloat16.compiler_options(step.lower(variables, x))
+    assert options.get('xla_cpu_prefer_vector_width') == width
+    assert options.items() >= bfloat16._OPTIONS.items()
 
 
 def test_with_the_options_a_network_has_the_gradients_of_plain_flax():
