@@ -19,7 +19,8 @@ from common.runtime import Options, compute_dtype
 
 _OPTIONS = {'xla_cpu_use_onednn': True, 'xla_cpu_experimental_onednn_custom_call': True}
 # All else in vectors of 512 bits, where XLA takes 256 by default: on Zen 5, whose units are that wide and Zen 4's are
-# not, a step is 1.05 times as fast. The order of sums changes with it. Not measured with AMX.
+# not, a step is 1.05 times as fast. The order of sums changes with it. AVX-VNNI tells the two apart; with AMX, where
+# it was not measured, the width stays.
 _WIDE = {'xla_cpu_prefer_vector_width': 512}
 # Products in bfloat16 for one in float32 that these instructions do in the same time, about.
 _SPEEDS = {'amx_bf16': 8, 'avx512_bf16': 2}
