@@ -32,7 +32,7 @@ def base_config() -> ConfigDict:
     config.log_every = '20steps'
     config.steps_per_dispatch = 0  # steps that run on the device in one call; 0: several where they are short
     config.accumulate_steps = 1  # parts into which a batch is cut to save memory; 0: to stay in a CPU's cache
-    config.cpu_devices = 1  # that a CPU is divided into; 0: one a core, which suits models of many small operations
+    config.cpu_devices = 1  # that a CPU is divided into; 0: one a core, for long steps and for LSTMs
     config.precision = 'auto'  # of the computation: float32, bfloat16, or auto: what the device likes
     config.convolution = 'auto'  # on CPUs; direct: XLA's own; others by name: common/nn/conv.py
     config.ema_decay = 0.0  # 0: evaluate the weights themselves; 0.999: their moving average

@@ -6,7 +6,7 @@ import os
 import pathlib
 import platform
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +14,13 @@ import numpy as np
 
 from common import heap
 from common.errors import UsageError
-from common.processor import processor
+from common.processor import cores, processor
 from common.types import Tree
 
 AXIS = 'data'  # the name by which per-device functions reduce over devices
+
+# Where every core is a device, none lends another a hand, for what each works on lies in its own cache.
+ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
 
 type Options = Callable[[jax.stages.Lowered], dict[str, bool | int]]
 
@@ -34,8 +37,11 @@ def start(distributed: bool = False, cpu_devices: int = 1) -> None:
     """
     jax.config.update('jax_compilation_cache_dir', str(compile_cache()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-    if cpu_devices > 1 and 'host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+    flags = os.environ.get('XLA_FLAGS', '')
+    if cpu_devices > 1 and 'host_platform_device_count' not in flags:
         jax.config.update('jax_num_cpu_devices', cpu_devices)
+        if cpu_devices >= cores() and ONE_THREAD.partition('=')[0] not in flags:
+            os.environ['XLA_FLAGS'] = f'{flags} {ONE_THREAD}'.strip()
     if distributed:
         # Of these three variables, jax itself reads the address only.
         count, number = (os.environ.get(name) for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'))
@@ -98,12 +104,12 @@ class Lifted:
     def compile(self, *arguments: Tree) -> jax.stages.Compiled:
         """Compiled ahead of time for such arguments."""
         lowered = self.lower(*arguments)
-        with heap.compiling():
+        with _compiling():
             return lowered.compile(compiler_options=self._options(lowered) if self._options else None)
 
     def __call__(self, *arguments: Tree) -> Any:
         if not self._options:
-            with contextlib.nullcontext() if self._called else heap.compiling():
+            with contextlib.nullcontext() if self._called else _compiling():
                 self._called = True
                 return self._mapped(*arguments)
         leaves, structure = jax.tree.flatten(arguments)
@@ -111,6 +117,21 @@ class Lifted:
         if shapes not in self._compiled:
             self._compiled[shapes] = self.compile(*arguments)
         return self._compiled[shapes](*arguments)
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Wraps a compilation: XLA splits an operation for the cores that the compiling thread may use, here a device's."""
+    every_core = hasattr(os, 'sched_setaffinity') and 1 < cores() <= jax.local_device_count()
+    allowed = os.sched_getaffinity(0) if every_core else None
+    if allowed:
+        os.sched_setaffinity(0, {min(allowed)})
+    try:
+        with heap.compiling():
+            yield
+    finally:
+        if allowed:
+            os.sched_setaffinity(0, allowed)
 
 
 class DataParallel:

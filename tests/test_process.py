@@ -9,6 +9,7 @@ import textwrap
 import pytest
 
 from common import process
+from common.processor import cores
 from tests.conftest import REPOSITORY
 
 PLAIN = {name: value for name, value in os.environ.items() if name not in ('GLIBC_TUNABLES', process.SWITCH)}
@@ -146,6 +147,30 @@ def test_a_cpu_is_divided_unless_the_user_has_done_so(flags, expected):
         [sys.executable, '-c', code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
     )
     assert int(done.stdout) == expected
+
+
+SPLIT = """
+    import os, sys, jax, jax.numpy as jnp
+    from common import runtime
+    from common.processor import cores
+    every = cores()
+    runtime.start(cpu_devices=every if sys.argv[1] == 'every' else 1)
+    parallel = runtime.DataParallel()
+    lifted = parallel.lift(lambda state, shared, batch: jnp.sin(state))
+    arguments = jnp.ones((4096, 4096)), {'columns': (), 'parts': (), 'tables': ()}, jnp.ones((len(parallel), 1))
+    text = lifted.compile(*arguments).as_text()
+    assert cores() == every  # again
+    print('split' if 'outer_dimension_partitions' in text else 'whole')
+    print('one thread' if runtime.ONE_THREAD in os.environ.get('XLA_FLAGS', '') else 'all threads')
+"""
+
+
+@pytest.mark.skipif(cores() == 1, reason='one core shares its work with no other')
+@pytest.mark.parametrize(('devices', 'expected'), [('every', 'whole\none thread\n'), ('one', 'split\nall threads\n')])
+def test_no_operation_is_shared_by_cores_where_every_core_is_a_device(devices, expected):
+    command = [sys.executable, '-c', textwrap.dedent(SPLIT), devices]
+    environment = {**PLAIN, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+    assert subprocess.check_output(command, cwd=REPOSITORY, env=environment, text=True) == expected
 
 
 HOLES = """

@@ -37,6 +37,7 @@ def _vgg(config: ConfigDict) -> None:
     one step; here, zoom and shift crop one.
     """
     config.batch_size = 128
+    config.cpu_devices = 0
     config.duration = '300epochs'
     config.model = ConfigDict(
         {
@@ -75,6 +76,7 @@ def _cpu(config: ConfigDict) -> None:
     """The residual network cut down to some 35 minutes on two cores."""
     _residual(config)
     config.batch_size = 64
+    config.cpu_devices = 1  # its operations are too small to be worth more
     config.duration = '24epochs'
     config.model = ConfigDict({'name': 'residual', 'stem': 32, 'widths': (64, 128, 256), 'depth': 1, 'dropout': 0.2})
     config.schedule.warmup = '2epochs'

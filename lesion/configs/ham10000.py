@@ -14,6 +14,7 @@ def get_config(variant: str = 'cnn') -> ConfigDict:
     config = base_config()
     config.task = 'lesion'
     config.dataset = image_dataset('ham10000', image_size=(96, 128))
+    config.cpu_devices = 0
     config.data.sampling = 'balanced'
     config.augment = ConfigDict(
         {

@@ -31,6 +31,15 @@ def map_chunks(body: Callable[..., Any], limit: int, *arrays: jax.Array) -> Any:
     return lax.map(lambda chunk: body(*chunk), tuple(a.reshape(count, size, *a.shape[1:]) for a in arrays))
 
 
+def shared(limit: int) -> int:
+    """What a chunk may hold where cores share the work: four times what suits one that works on its own (`limit`).
+
+    A device of a divided CPU is about a core. Where there is one device, all cores take part in every operation, and of
+    smaller chunks XLA computes too much in one of them.
+    """
+    return limit if jax.local_device_count() > 1 else 4 * limit
+
+
 def at_least_float32(x: jax.Array) -> jax.Array:
     """x in float32, or in its own dtype if that is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

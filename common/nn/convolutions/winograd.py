@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from common.nn.convolutions.chunks import at_least_float32, map_chunks
+from common.nn.convolutions.chunks import at_least_float32, map_chunks, shared
 
 # A chunk of the batch is transformed, multiplied and transformed back while it lies in the cache: 36 arrays of
-# this many rows. Whole batches take 3 to 8 times longer in the transforms; of smaller chunks XLA computes
-# too much in one thread.
-TILES_PER_CHUNK = (576, 1152)  # at least, at most
+# this many rows. Whole batches take 3 to 8 times longer in the transforms.
+TILES_PER_CHUNK = (144, 288)  # at least, at most, for a core (`chunks.shared`)
 
 B = np.array(
     [
@@ -119,8 +118,8 @@ def _tiling(height: int, width: int) -> tuple[int, int]:
 
 
 def _chunk(rows: int, columns: int, channels: int) -> int:
-    """Examples in a chunk: 1152 tiles where 64 channels are in use at the same time, fewer where more are."""
-    low, high = TILES_PER_CHUNK
+    """Examples in a chunk: the most tiles where 64 channels are in use at the same time, fewer where more are."""
+    low, high = map(shared, TILES_PER_CHUNK)
     return min(high, max(low, 64 * high // channels)) // (rows * columns)
 
 

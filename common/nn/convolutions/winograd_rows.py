@@ -14,12 +14,13 @@ import numpy as np
 from jax import lax
 
 from common.nn.convolutions.bfloat16 import neighbours
-from common.nn.convolutions.chunks import at_least_float32, map_chunks
+from common.nn.convolutions.chunks import at_least_float32, map_chunks, shared
 from common.nn.convolutions.winograd import combine
 
-# About that many at a time: in fewer it is slower, and whole batches are no faster and take more memory. A chunk is cut
-# out behind a barrier, for otherwise each of the six sums looks its rows up in the whole batch and takes twice as long.
-PIXELS_PER_CHUNK = 36864
+# About that many at a time, for a core (`chunks.shared`): in fewer it is slower, and whole batches are no faster and
+# take more memory. A chunk is cut out behind a barrier, for otherwise each of the six sums looks its rows up in the
+# whole batch and takes twice as long.
+PIXELS_PER_CHUNK = 9216
 
 # As polynomials (Toom and Cook), evaluated at 0, a, -a, b, -b and infinity. With 1 and 2, as in float32, a gradient is
 # rounded to 0.9 % of its size, with these to 0.6 %; by direct products to 0.16 %.
@@ -64,7 +65,7 @@ def input_gradient(g: jax.Array, w: jax.Array) -> jax.Array:
         x = jnp.stack([combine(weights, products).astype(g.dtype) for weights in _RESULT.T], axis=2)
         return lax.optimization_barrier(x.reshape(len(x), -1, width, x.shape[-1])[:, :height])
 
-    x = map_chunks(body, PIXELS_PER_CHUNK // (height * width), g)
+    x = map_chunks(body, shared(PIXELS_PER_CHUNK) // (height * width), g)
     return x.reshape(-1, *x.shape[2:])[:batch]
 
 
@@ -81,7 +82,7 @@ def weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
         products = [lax.dot_general(a, b, (((0,), (0,)), ((), ()))) for a, b in zip(left, right, strict=True)]
         return lax.optimization_barrier(products)
 
-    chunks = map_chunks(body, PIXELS_PER_CHUNK // (height * width), x, g)
+    chunks = map_chunks(body, shared(PIXELS_PER_CHUNK) // (height * width), x, g)
     products = [at_least_float32(product).sum(0) for product in chunks]
     return jnp.stack([combine(weights, products).reshape(3, channels, -1) for weights in _KERNEL.T])
 
