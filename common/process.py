@@ -46,7 +46,7 @@ def wanted(environment: Mapping[str, str]) -> dict[str, str]:
     flags = environment.get('XLA_FLAGS', '')
     if _runs_on_cuda(environment) and GRAPHS.partition('=')[0] not in flags:
         return {'XLA_FLAGS': f'{flags} {GRAPHS}'.strip()}
-    if _has_glibc() and _runs_on_cpu(environment) and 'GLIBC_TUNABLES' not in environment:
+    if _has_glibc() and runs_on_cpu(environment) and 'GLIBC_TUNABLES' not in environment:
         return {'GLIBC_TUNABLES': TUNABLES if memory() >= ENOUGH else HUGE_PAGES}
     return {}
 
@@ -56,7 +56,7 @@ def _has_glibc() -> bool:
     return name in os.confstr_names and (os.confstr(name) or '').startswith('glibc')
 
 
-def _runs_on_cpu(environment: Mapping[str, str]) -> bool:
+def runs_on_cpu(environment: Mapping[str, str]) -> bool:
     """What jax will choose: without a plugin for accelerators it has only the CPU."""
     if platforms := environment.get('JAX_PLATFORMS'):
         return platforms == 'cpu'

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from common import process
+from common import process, runtime
 from common.processor import cores
 from tests.conftest import REPOSITORY
 
@@ -171,6 +171,32 @@ def test_no_operation_is_shared_by_cores_where_every_core_is_a_device(devices, e
     command = [sys.executable, '-c', textwrap.dedent(SPLIT), devices]
     environment = {**PLAIN, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
     assert subprocess.check_output(command, cwd=REPOSITORY, env=environment, text=True) == expected
+
+
+@pytest.mark.parametrize(
+    ('features', 'devices', 'expected'),
+    [
+        ('avx512_bf16', 1, []),
+        ('avx_vnni', 2, []),
+        ('avx_vnni avx512_bf16', 3, [runtime.WIDE]),
+        ('avx_vnni avx512_bf16', 4, [runtime.WIDE, runtime.ONE_THREAD]),
+        ('avx_vnni avx512_bf16 amx_bf16', 8, [runtime.ONE_THREAD]),
+    ],
+)
+def test_xla_is_told_what_suits_the_processor_and_its_division(monkeypatch, features, devices, expected):
+    monkeypatch.setattr(runtime, 'processor', lambda: {'model': 'any', 'features': features})
+    monkeypatch.setattr(runtime, 'cores', lambda: 4)
+    assert runtime.suited_flags(devices) == expected
+
+
+def test_flags_of_the_user_stay():
+    code = 'import os; from common import runtime; runtime.start(cpu_devices=99); print(os.environ["XLA_FLAGS"])'
+    flags = f'{runtime.ONE_THREAD[:-5]}true {runtime.WIDE[:-3]}128'
+    environment = {**PLAIN, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+    assert (
+        subprocess.check_output([sys.executable, '-c', code], cwd=REPOSITORY, env=environment, text=True)
+        == f'{flags}\n'
+    )
 
 
 HOLES = """

@@ -18,10 +18,6 @@ from common.processor import processor
 from common.runtime import Options, compute_dtype
 
 _OPTIONS = {'xla_cpu_use_onednn': True, 'xla_cpu_experimental_onednn_custom_call': True}
-# All else in vectors of 512 bits, where XLA takes 256 by default: on Zen 5, whose units are that wide and Zen 4's are
-# not, a step is 1.05 times as fast. The order of sums changes with it. AVX-VNNI tells the two apart; with AMX, where
-# it was not measured, the width stays.
-_WIDE = {'xla_cpu_prefer_vector_width': 512}
 # Products in bfloat16 for one in float32 that these instructions do in the same time, about.
 _SPEEDS = {'amx_bf16': 8, 'avx512_bf16': 2}
 PIXELS_PER_CHUNK = 9216  # of a product of the weight gradient: its sums are rounded to bfloat16
@@ -54,13 +50,10 @@ def options(precision: str, path: str) -> Options | None:
     return compiler_options if narrow else None
 
 
-def compiler_options(program: jax.stages.Lowered) -> dict[str, bool | int]:
+def compiler_options(program: jax.stages.Lowered) -> dict[str, bool]:
     """The options for one program: none unless it convolves in bfloat16, and inside the region only."""
     narrow = [line for line in _CONVOLUTION.findall(program.as_text()) if 'bf16' in line]
-    if not narrow or not all(map(_INSIDE.search, narrow)):
-        return {}
-    features = processor()['features'].split()
-    return _OPTIONS | (_WIDE if 'avx_vnni' in features and 'amx_bf16' not in features else {})
+    return _OPTIONS if narrow and all(map(_INSIDE.search, narrow)) else {}
 
 
 def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
