@@ -23,7 +23,7 @@ AXIS = 'data'  # the name by which per-device functions reduce over devices
 # Where every core is a device, none lends another a hand, for what each works on lies in its own cache.
 ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
 # XLA takes vectors of 256 bits by default. With twice that, a step is up to 1.05 times as fast on Zen 5, whose units
-# are as wide and Zen 4's are not; the order of sums changes. AVX-VNNI tells the two apart; with AMX it was not measured.
+# are as wide and Zen 4's are not; the order of sums changes. AVX-VNNI tells them apart; with AMX it was not measured.
 WIDE = '--xla_cpu_prefer_vector_width=512'
 
 type Options = Callable[[jax.stages.Lowered], dict[str, bool]]

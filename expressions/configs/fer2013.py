@@ -76,7 +76,7 @@ def _cpu(config: ConfigDict) -> None:
     """The residual network cut down to some 35 minutes on two cores."""
     _residual(config)
     config.batch_size = 64
-    config.cpu_devices = 1  # its operations are too small to be worth more
+    config.cpu_devices = 1  # steps this short would wait for each other
     config.duration = '24epochs'
     config.model = ConfigDict({'name': 'residual', 'stem': 32, 'widths': (64, 128, 256), 'depth': 1, 'dropout': 0.2})
     config.schedule.warmup = '2epochs'

@@ -9,6 +9,7 @@ def get_config(variant: str = 'cnn') -> ConfigDict:
     """The HAM10000 recipe on small images; the figures say something about the toolkit, nothing about skin."""
     config = ham10000.get_config(variant)
     config.dataset.update(name='demo', image_size=(48, 48))
+    config.cpu_devices = 1  # steps this short would wait for each other
     config.duration = '20epochs'
     if 'widths' in config.model:
         config.model = ConfigDict({**config.model, 'widths': (16, 32, 64), 'depth': 1})
