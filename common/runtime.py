@@ -136,8 +136,8 @@ class Lifted:
 @contextlib.contextmanager
 def _compiling() -> Iterator[None]:
     """Wraps a compilation: XLA splits an operation for the cores that the compiling thread may use, here a device's."""
-    every_core = hasattr(os, 'sched_setaffinity') and 1 < cores() <= jax.local_device_count()
-    allowed = os.sched_getaffinity(0) if every_core else None
+    a_core_each = jax.default_backend() == 'cpu' and 1 < cores() <= jax.local_device_count()
+    allowed = os.sched_getaffinity(0) if a_core_each and hasattr(os, 'sched_setaffinity') else None
     if allowed:
         os.sched_setaffinity(0, {min(allowed)})
     try:

@@ -173,6 +173,17 @@ def test_no_operation_is_shared_by_cores_where_every_core_is_a_device(devices, e
     assert subprocess.check_output(command, cwd=REPOSITORY, env=environment, text=True) == expected
 
 
+@pytest.mark.skipif(cores() == 1, reason='all cores are one')
+@pytest.mark.parametrize(('backend', 'devices', 'narrow'), [('cpu', 99, True), ('cpu', 1, False), ('gpu', 99, False)])
+def test_one_core_compiles_for_devices_of_a_core_alone(monkeypatch, backend, devices, narrow):
+    monkeypatch.setattr('jax.default_backend', lambda: backend)
+    monkeypatch.setattr('jax.local_device_count', lambda: devices)
+    before = cores()
+    with runtime._compiling():
+        assert cores() == (1 if narrow else before)
+    assert cores() == before
+
+
 @pytest.mark.parametrize(
     ('features', 'devices', 'expected'),
     [
