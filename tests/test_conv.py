@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from common.nn.conv import DIMENSIONS, WAYS, choose, convolution
-from common.nn.convolutions.chunks import map_chunks
+from common.nn.convolutions.chunks import map_chunks, shared
 from common.nn.normalisation import BatchNorm
 from common.nn.pooling import max_pool
 
@@ -96,6 +96,12 @@ def test_few_channels_may_have_any_stride(float64, shape, stride):
     x, w, g = draw(1, shape, (3, 3, shape[-1], 5), (shape[0], *size, 5))
     actual, expected = (gradients_of(convolution(path), stride)(x, w, g) for path in ('few_channels', 'direct'))
     assert_close(actual, expected, 1e-12)
+
+
+@pytest.mark.parametrize(('devices', 'expected'), [(1, 4 * 7), (2, 7)])
+def test_a_chunk_is_as_large_as_the_cores_at_it_can_use(monkeypatch, devices, expected):
+    monkeypatch.setattr(jax, 'local_device_count', lambda: devices)
+    assert shared(7) == expected
 
 
 @pytest.mark.parametrize('batch', [14, 67])
