@@ -114,10 +114,10 @@ def test_contestants_take_turns() -> None:
 
 
 @pytest.mark.parametrize(
-    ('loader', 'together', 'word'), [(1000.0, 98.0, 'the step'), (50.0, 49.0, 'the loader'), (200.0, 60.0, 'handing')]
+    ('loader', 'together', 'words'), [(10.0, 0.98, 'the step'), (0.5, 0.49, 'delivers 50%'), (2.0, 0.6, 'reach 60%')]
 )
-def test_bottleneck_in_words(loader: float, together: float, word: str) -> None:
-    assert word in bottleneck(loader, step=100.0, end_to_end=together)
+def test_bottleneck_in_words(loader: float, together: float, words: str) -> None:
+    assert words in bottleneck(loader, together)
 
 
 def test_flops_of_products_and_loops_have_a_closed_form() -> None:

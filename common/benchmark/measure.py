@@ -44,9 +44,8 @@ def own_rows(training: Training, repeats: int) -> list[Row]:
         if kind == 'step':
             row |= _costs(programs[name], row['median'])
         if kind.startswith('end to end'):
-            loader = spread(rates[name, 'loader'])['median']
             row['share_of_step'] = ratio(samples, step)['median']
-            row['bottleneck'] = bottleneck(loader, spread(step)['median'], row['median'])
+            row['bottleneck'] = bottleneck(ratio(rates[name, 'loader'], step)['median'], row['share_of_step'])
         rows.append(row)
     return rows
 

@@ -56,15 +56,13 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
     return spread([mine / other for mine, other in zip(ours, theirs, strict=True)])
 
 
-def bottleneck(loader: float, step: float, end_to_end: float) -> str:
-    """What holds a training back, in words, from the three rates in examples a second."""
-    if end_to_end >= 0.95 * step:
+def bottleneck(loader: float, share: float) -> str:
+    """What holds a training back, in words, from the rates of loader and end to end as shares of the step's."""
+    if share >= 0.95:
         return 'the step: the device does not wait for data'
-    if loader < step:
-        return f'the loader: it delivers {loader / step:.0%} of what the step could take'
-    return (
-        f'the handing over: loader and step are faster alone, together they reach {end_to_end / step:.0%} of the step'
-    )
+    if loader < 1.0:
+        return f'the loader: it delivers {loader:.0%} of what the step could take'
+    return f'the handing over: loader and step are faster alone, together they reach {share:.0%} of the step'
 
 
 Row = dict[str, Any]  # of the results: JSON-able; always with `side`, `setting`, `kind`, `median`, `low`, `high`
