@@ -41,7 +41,7 @@ def wanted(environment: Mapping[str, str]) -> dict[str, str]:
 
     What the user has set already is left as it is.
     """
-    if environment.get(SWITCH) == 'off':
+    if switched_off(environment):
         return {}
     flags = environment.get('XLA_FLAGS', '')
     if _runs_on_cuda(environment) and GRAPHS.partition('=')[0] not in flags:
@@ -49,6 +49,11 @@ def wanted(environment: Mapping[str, str]) -> dict[str, str]:
     if _has_glibc() and runs_on_cpu(environment) and 'GLIBC_TUNABLES' not in environment:
         return {'GLIBC_TUNABLES': TUNABLES if memory() >= ENOUGH else HUGE_PAGES}
     return {}
+
+
+def switched_off(environment: Mapping[str, str]) -> bool:
+    """Whether the user wants none of these settings, nor XLA's flags of `common.runtime`."""
+    return environment.get(SWITCH) == 'off'
 
 
 def _has_glibc() -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from common import heap
 from common.errors import UsageError
-from common.process import runs_on_cpu
+from common.process import runs_on_cpu, switched_off
 from common.processor import cores, processor
 from common.types import Tree
 
@@ -35,9 +35,9 @@ warnings.filterwarnings('ignore', 'Error writing persistent compilation cache en
 def start(distributed: bool = False, cpu_devices: int = 1) -> None:
     """Turns the compile cache on, divides the CPU, tells XLA about it, and for a run of several processes joins them.
 
-    What $XLA_FLAGS say already stays, the number of devices too. With `distributed`, jax finds the cluster by itself:
-    Slurm, Open MPI, Kubernetes, TPU pods, or the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID.
+    What $XLA_FLAGS say already stays, the number of devices too; TRIPTYCH_PROCESS_SETTINGS=off adds nothing to them.
+    With `distributed`, jax finds the cluster by itself: Slurm, Open MPI, Kubernetes, TPU pods, or the environment
+    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
     jax.config.update('jax_compilation_cache_dir', str(compile_cache()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
@@ -46,7 +46,7 @@ def start(distributed: bool = False, cpu_devices: int = 1) -> None:
         cpu_devices = 1
     if cpu_devices > 1:
         jax.config.update('jax_num_cpu_devices', cpu_devices)
-    if runs_on_cpu(os.environ):
+    if runs_on_cpu(os.environ) and not switched_off(os.environ):
         more = [flag for flag in suited_flags(cpu_devices) if flag.partition('=')[0] not in flags]
         os.environ['XLA_FLAGS'] = ' '.join([*flags.split(), *more])  # read when jax first needs a device
     if distributed:
@@ -97,6 +97,7 @@ def environment() -> dict[str, Any]:
         'backend': jax.default_backend(),
         'processor': processor(),
         'devices': [device.device_kind for device in jax.devices()],
+        'xla_flags': os.environ.get('XLA_FLAGS', ''),
         'processes': jax.process_count(),
     }
 
@@ -137,7 +138,8 @@ class Lifted:
 def _compiling() -> Iterator[None]:
     """Wraps a compilation: XLA splits an operation for the cores that the compiling thread may use, here a device's."""
     a_core_each = jax.default_backend() == 'cpu' and 1 < cores() <= jax.local_device_count()
-    allowed = os.sched_getaffinity(0) if a_core_each and hasattr(os, 'sched_setaffinity') else None
+    narrow = a_core_each and not switched_off(os.environ)
+    allowed = os.sched_getaffinity(0) if narrow and hasattr(os, 'sched_setaffinity') else None
     if allowed:
         os.sched_setaffinity(0, {min(allowed)})
     try:

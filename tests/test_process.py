@@ -166,10 +166,17 @@ SPLIT = """
 
 
 @pytest.mark.skipif(cores() == 1, reason='one core shares its work with no other')
-@pytest.mark.parametrize(('devices', 'expected'), [('every', 'whole\none thread\n'), ('one', 'split\nall threads\n')])
-def test_no_operation_is_shared_by_cores_where_every_core_is_a_device(devices, expected):
+@pytest.mark.parametrize(
+    ('devices', 'switch', 'expected'),
+    [
+        ('every', 'on', 'whole\none thread\n'),
+        ('every', 'off', 'split\nall threads\n'),
+        ('one', 'on', 'split\nall threads\n'),
+    ],
+)
+def test_no_operation_is_shared_by_cores_where_every_core_is_a_device(devices, switch, expected):
     command = [sys.executable, '-c', textwrap.dedent(SPLIT), devices]
-    environment = {**PLAIN, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+    environment = {**PLAIN, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu', process.SWITCH: switch}
     assert subprocess.check_output(command, cwd=REPOSITORY, env=environment, text=True) == expected
 
 

@@ -209,6 +209,7 @@ def test_a_run_keeps_its_ways_and_says_where_it_goes_on_elsewhere(monkeypatch, t
     content = json.loads((tmp_path / 'config.json').read_text())
     content['environment']['convolutions'][second] = 'winograd'  # as another release might have chosen
     content['environment']['processor'] = {'model': 'another', 'features': ''}
+    content['environment']['xla_flags'] = '--as_it_was_begun'
     (tmp_path / 'config.json').write_text(json.dumps(content))
     again = lesion_training(monkeypatch, 2)
     _, _, checkpoints, how = begin(again, tmp_path, data)
@@ -217,4 +218,4 @@ def test_a_run_keeps_its_ways_and_says_where_it_goes_on_elsewhere(monkeypatch, t
     assert again.convolutions[second] == 'winograd'
     *_, checkpoints, how = begin(again, tmp_path, data)
     checkpoints.close()
-    assert how.endswith('begun with other processor (config.json), so the last digits may differ')
+    assert how.endswith('begun with other processor and xla_flags (config.json), so the last digits may differ')

@@ -107,9 +107,10 @@ def _environment(training: Training) -> dict[str, Any]:
 
 
 def _elsewhere(training: Training, record: RunRecord) -> str:
-    """A word of warning where the run began on another processor or with other libraries."""
+    """A word of warning where the run began on another processor, with other libraries or with other flags."""
     before, now = record.environment, _environment(training)
-    changed = [name for name in ('backend', 'processor', 'devices', 'versions') if before.get(name) != now[name]]
+    names = ('backend', 'processor', 'devices', 'versions', 'xla_flags')
+    changed = [name for name in names if before.get(name, now[name]) != now[name]]
     return f'; begun with other {" and ".join(changed)} (config.json), so the last digits may differ' if changed else ''
 
 
