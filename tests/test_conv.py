@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from common.errors import UsageError
 from common.nn.conv import DIMENSIONS, WAYS, choose, convolution
 from common.nn.convolutions.chunks import map_chunks, shared
 from common.nn.normalisation import BatchNorm
@@ -67,6 +68,7 @@ def convolve_by_hand(x, w):
         ('winograd', 7, 5, 6, 3, 5),
         ('winograd', 3, 1, 9, 2, 2),
         ('winograd_weight_gradient', 5, 4, 13, 8, 4),
+        ('products', 5, 4, 13, 8, 4),
         ('bfloat16', 5, 4, 13, 8, 4),
         ('bfloat16', 3, 1, 9, 2, 3),
         ('winograd_rows', 2, 8, 5, 4, 3),
@@ -108,7 +110,7 @@ def test_a_chunk_is_as_large_as_the_cores_at_it_can_use(monkeypatch, devices, ex
 @pytest.mark.parametrize('way', ['winograd', 'bfloat16', 'winograd_rows'])
 def test_a_batch_may_be_cut_into_any_chunks(float64, monkeypatch, way, batch):
     monkeypatch.setattr('common.nn.convolutions.winograd.TILES_PER_CHUNK', (4 * 7, 4 * 7))
-    monkeypatch.setattr('common.nn.convolutions.bfloat16.PIXELS_PER_CHUNK', 7 * 7 * 7)
+    monkeypatch.setattr('common.nn.convolutions.products.PIXELS_PER_CHUNK', 7 * 7 * 7)
     monkeypatch.setattr('common.nn.convolutions.winograd_rows.PIXELS_PER_CHUNK', 7 * 7 * 7)
     x, w, g = draw(1, (batch, 7, 7, 2), (3, 3, 2, 4), (batch, 7, 7, 4))
     expected = result_and_gradients(convolution('direct'), x, w, g)
@@ -185,6 +187,7 @@ def test_the_choice_depends_on_shapes_and_dtype_alone():
     assert choice((64, 48, 48, 3), (3, 3, 3, 64), strides=(2, 2)) == 'few_channels'
     assert choice((64, 48, 48, 3), (3, 3, 3, 64), strides=(2, 2), padding=[(1, 1), (1, 1)]) == 'direct'
     assert choice((0, 24, 24, 128), w) == 'direct'
+    assert choice((64, 24, 24, 16), (3, 3, 16, 32)) == choice((1, 8, 8, 64), (3, 3, 64, 64)) == 'products'
     for change in ({'strides': (2, 1)}, {'padding': 'VALID'}, {'dilation': (1, 2)}, {'groups': 2}, {'dtype': jnp.int8}):
         assert choice(x, w, **change) == 'direct'
 
@@ -199,6 +202,17 @@ def test_a_way_in_bfloat16_depends_on_the_processor_and_on_how_much_there_is_to_
     assert choice(64, 48, 64, 8) == choice(64, 12, 256, 8) == 'bfloat16'
     assert choice(64, 48, 3, 2) == 'few_channels_weight_gradient'
     assert choice(64, 12, 256, 0) == choice(64, 48, 64, 8, jnp.float32) == 'winograd'
+
+
+@pytest.mark.parametrize('way', ['direct', *WAYS])
+def test_in_loops_xla_finds_no_convolution_that_it_would_have_to_rearrange(way):
+    """Which it does not do there, so that the convolution takes up to a hundred times as long."""
+    channels = 3 if 'few_channels' in way else 4
+    x, w, g = draw(5, (2, 4, 8, 8, channels), (2, 3, 3, channels, 6), (2, 4, 8, 8, 6), dtype=jnp.float32)
+    gradients = gradients_of(convolution(way))
+    program = jax.jit(lambda *arrays: lax.map(lambda one: gradients(*one), arrays)).lower(x, w, g).compile().as_text()
+    labels = set(re.findall(r' convolution\(.*dim_labels=(\S+?)[,\s]', program))
+    assert (labels <= {'b01f_01io->b01f'}) == (way != 'direct')
 
 
 @pytest.mark.parametrize('way', [*WAYS, 'few_channels'])
@@ -237,7 +251,7 @@ def test_rematerialisation_changes_no_gradient(float64):
 
 
 def test_an_unknown_path_is_refused():
-    with pytest.raises(ValueError, match='must be one of auto, direct'):
+    with pytest.raises(UsageError, match=r"config\.convolution is 'fastest'; it may be auto, direct"):
         convolution('fastest')
 
 

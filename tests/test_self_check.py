@@ -42,7 +42,7 @@ def test_every_layer_with_a_choice_is_recorded():
     assert traced((64, 24, 24, 128), (3, 3, 128, 128)) == {
         Layer((64, 24, 24, 128), (3, 3, 128, 128), 'float32'): 'winograd'
     }
-    assert traced(LAYER.x_shape, LAYER.w_shape) == {LAYER: 'direct'}
+    assert traced(LAYER.x_shape, LAYER.w_shape) == {LAYER: 'products'}
     assert traced(LAYER.x_shape, LAYER.w_shape, path='winograd') == {}
     assert traced(LAYER.x_shape, LAYER.w_shape, window_strides=(2, 2)) == {}
     assert str(LAYER) == '2x8x8x4 * 3x3x4x4 float32'
@@ -99,6 +99,15 @@ def test_a_way_with_other_numbers_falls_back_with_a_warning(monkeypatch, tmp_pat
     monkeypatch.undo()
     with pytest.warns(UserWarning, match='gives other numbers'):  # what was found is kept
         assert self_check.check({LAYER: 'winograd'}, tmp_path) == {str(LAYER): 'direct'}
+
+
+def test_a_cache_that_is_damaged_or_cannot_be_written_stops_nothing(tmp_path):
+    assert self_check.check({LAYER: 'winograd'}, tmp_path) == {str(LAYER): 'winograd'}
+    [file] = tmp_path.iterdir()
+    file.write_text(file.read_text()[:9])
+    assert self_check.check({LAYER: 'winograd'}, tmp_path) == {str(LAYER): 'winograd'}
+    assert list(json.loads(file.read_text())) == [f'{LAYER} winograd']
+    assert self_check.check({LAYER: 'winograd'}, file) == {str(LAYER): 'winograd'}  # no folder
 
 
 def test_what_was_found_is_not_measured_again(monkeypatch, tmp_path):
@@ -188,7 +197,7 @@ def test_a_program_with_any_other_convolution_gets_no_options(change):
 
 def test_with_the_options_a_network_has_the_gradients_of_plain_flax():
     if not bfloat16.speed():
-        return  # where the processor has no such instructions, they are never given
+        pytest.skip('where the processor has no such instructions, they are never given')
     step, variables, x = step_of(convolution())
     lowered = step.lower(variables, x)
     actual = lowered.compile(compiler_options=bfloat16.compiler_options(lowered))(variables, x)
@@ -204,7 +213,7 @@ def test_a_run_keeps_its_ways_and_says_where_it_goes_on_elsewhere(monkeypatch, t
     begin(training, tmp_path, data)[2].close()
     environment = load_run(tmp_path).environment
     first, second = '8x12x12x3 * 3x3x3x6 float32', '8x6x6x6 * 3x3x6x8 float32'
-    assert environment['convolutions'] == {first: 'few_channels', second: 'direct'}
+    assert environment['convolutions'] == {first: 'few_channels', second: 'products'}
 
     content = json.loads((tmp_path / 'config.json').read_text())
     content['environment']['convolutions'][second] = 'winograd'  # as another release might have chosen

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from common.nn.convolutions import bfloat16, depthwise, few_channels, pointwise, winograd, winograd_rows
+from common.errors import UsageError
+from common.nn.convolutions import bfloat16, depthwise, few_channels, pointwise, products, winograd, winograd_rows
 from common.nn.convolutions.choices import Layer, way_of
 from common.nn.convolutions.chunks import at_least_float32
 
@@ -43,18 +44,14 @@ def _direct_weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     return jax.linear_transpose(lambda w: _direct(x, w), w)(g)[0]
 
 
-def _cpu_input_gradient(g: jax.Array, w: jax.Array) -> jax.Array:
-    # What XLA makes of it is outside the region for which products in bfloat16 are known to be right.
-    return (bfloat16.input_gradient if g.dtype == jnp.bfloat16 else _direct_input_gradient)(g, w)
-
-
 DIRECT = _Way(_direct, _direct_input_gradient, _direct_weight_gradient)
 WAYS = {
     'winograd': _Way(winograd.convolve, winograd.input_gradient, winograd.weight_gradient),
-    'winograd_weight_gradient': _Way(_direct, _cpu_input_gradient, winograd.weight_gradient),
-    'bfloat16': _Way(_direct, bfloat16.input_gradient, bfloat16.weight_gradient),
+    'winograd_weight_gradient': _Way(_direct, products.input_gradient, winograd.weight_gradient),
+    'products': _Way(_direct, products.input_gradient, products.weight_gradient),
+    'bfloat16': _Way(_direct, products.input_gradient, products.weight_gradient),  # by the processor's own products
     'winograd_rows': _Way(_direct, winograd_rows.input_gradient, winograd_rows.weight_gradient),
-    'few_channels_weight_gradient': _Way(_direct, _cpu_input_gradient, few_channels.weight_gradient),
+    'few_channels_weight_gradient': _Way(_direct, products.input_gradient, few_channels.weight_gradient),
 }
 
 # Ways with a differentiable operation of their own: x, w, strides -> y.
@@ -106,8 +103,9 @@ def choose(
     gain = winograd.gain(height, width, channels_in, w_shape[3])
     if tiles >= 64 and gain >= 1.2:  # products of fewer rows are bound by the cost of starting them
         return 'winograd'
-    # XLA's own weight gradient is the slower the more pixels it sums over.
-    return 'winograd_weight_gradient' if gain >= 0.85 and tiles >= 256 else 'direct'
+    if gain >= 0.85 and tiles >= 256:
+        return 'winograd_weight_gradient'
+    return 'direct' if dtype == jnp.bfloat16 else 'products'  # whose sums would be coarse in bfloat16
 
 
 def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
@@ -125,11 +123,11 @@ def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
             `OWN` to take that one wherever it is applicable.
 
     Raises:
-        ValueError: no such path.
+        UsageError: no such path.
     """
     paths = ('auto', 'direct', *WAYS, *OWN)
     if path not in paths:
-        raise ValueError(f'convolution path is {path!r}; it must be one of {", ".join(paths)}')
+        raise UsageError(f'config.convolution is {path!r}; it may be {", ".join(paths)}')
 
     def conv_general_dilated(
         lhs: jax.Array,

@@ -1,7 +1,9 @@
 """Whether a model's fast convolutions give the numbers of XLA's own on this machine, on the model's own shapes."""
 
+import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -36,7 +38,9 @@ def check(layers: Mapping[Layer, str], cache: pathlib.Path) -> dict[str, str]:
         The ways that layers take from now on.
     """
     file = cache / f'convolutions-{_fingerprint()}.json'
-    known: dict[str, float] = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    known: dict[str, float] = {}
+    with contextlib.suppress(OSError, ValueError):  # not there yet, or cut short
+        known = json.loads(file.read_text(encoding='utf-8'))
     fast = {f'{layer} {way}': (layer, way) for layer, way in layers.items() if way != 'direct'}
     new = tqdm([name for name in fast if name not in known], 'checking convolutions', disable=None, leave=False)
     found = known | {name: distance(*fast[name]) for name in new}
@@ -51,11 +55,21 @@ def check(layers: Mapping[Layer, str], cache: pathlib.Path) -> dict[str, str]:
             )
     settle(ways)
     if found != known:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix('.partial')
+        with contextlib.suppress(
+            OSError
+        ):  # a folder that is full or not to be written: next time they are checked again
+            _keep(found, file)
+    return ways
+
+
+def _keep(found: Mapping[str, float], file: pathlib.Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f'.{os.getpid()}.partial')  # others may write theirs meanwhile
+    try:
         partial.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
         partial.replace(file)
-    return ways
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def distance(layer: Layer, way: str) -> float:

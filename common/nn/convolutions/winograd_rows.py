@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from common.nn.convolutions.bfloat16 import neighbours
 from common.nn.convolutions.chunks import at_least_float32, map_chunks, shared
+from common.nn.convolutions.products import neighbours
 from common.nn.convolutions.winograd import combine
 
 # About that many at a time, for a core (`chunks.shared`): in fewer it is slower, and whole batches are no faster and
