@@ -1,16 +1,17 @@
 """Who is trained: one model, or many in one program: one for every group of examples (a ticker), or for every seed."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax import lax
 from ml_collections import ConfigDict
 
 from common.data.dataset import Split
 from common.errors import UsageError
 from common.task import Task
-from common.types import Array, Predictions
+from common.types import Array, Batch, Predictions, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,19 @@ class Members:
             return average(task, parts)
         place = np.argsort(np.concatenate(rows), kind='stable')
         return {name: np.concatenate([part[name] for part in parts])[place] for name in parts[0]}
+
+
+def for_each[Result](function: Callable[[Tree, Tree, Batch], Result]) -> Callable[[Tree, Tree, Batch], Result]:
+    """`function(state, shared, batch)` for every member of stacked states and batches, with one `shared` for all."""
+
+    def mapped(state: Tree, shared: Tree, batch: Batch) -> Result:
+        if jax.default_backend() == 'cpu':
+            # A CPU has no idle lanes for the members to fill; one after the other, each finds its state in cache, and
+            # a convolution does not become a grouped one.
+            return lax.map(lambda member: function(member[0], shared, member[1]), (state, batch))
+        return jax.vmap(function, in_axes=(0, None, 0))(state, shared, batch)
+
+    return mapped
 
 
 def average(task: Task, said: Sequence[Predictions]) -> Predictions:

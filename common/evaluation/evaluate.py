@@ -11,6 +11,7 @@ from jax import lax
 
 from common.data.order import once, spread
 from common.data.transport import IN_FLIGHT, Transport, complete
+from common.members import for_each
 from common.nn.convolutions import bfloat16
 from common.runtime import AXIS, DataParallel
 from common.task import Task
@@ -93,7 +94,7 @@ def _per_device(task: Task, model: Any, members: int | None, labelled: bool, vie
     def call(variables: Tree, shared: Tree, batch: Batch) -> dict[str, Array]:
         batch = jax.tree.map(lambda x: x.reshape(members or 1, -1, *x.shape[2:]), batch)
         if members:
-            result = jax.vmap(one, in_axes=(0, None, 0))(variables, shared, batch)
+            result = for_each(one)(variables, shared, batch)
         else:
             result = jax.tree.map(lambda x: x[None], one(variables, shared, jax.tree.map(lambda x: x[0], batch)))
         return lax.all_gather(result, AXIS, axis=1, tiled=True)

@@ -10,6 +10,7 @@ from jax import lax
 
 from common.data.augment import example_keys
 from common.data.transport import complete
+from common.members import for_each
 from common.nn.layers import examples_from
 from common.runtime import AXIS
 from common.state import TrainState
@@ -128,12 +129,7 @@ def _for_members(steps: Step, members: int) -> Step:
         return x.reshape(x.shape[0], members, -1, *x.shape[2:]).swapaxes(0, 1)
 
     def member_steps(state: TrainState, shared: Tree, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        batch = jax.tree.map(cut, batch)
-        if jax.default_backend() == 'cpu':
-            # A CPU has no idle lanes for the members to fill; one after the other, each finds its state in cache.
-            state, metrics = lax.map(lambda member: steps(member[0], shared, member[1]), (state, batch))
-        else:
-            state, metrics = jax.vmap(steps, in_axes=(0, None, 0))(state, shared, batch)
+        state, metrics = for_each(steps)(state, shared, jax.tree.map(cut, batch))
         return state, jax.tree.map(lambda x: x.swapaxes(0, 1), metrics)
 
     return member_steps
