@@ -96,7 +96,7 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, how: _How) -> tupl
     slope, intercept = cpu_barrier((scale * inverse, bias - mean * scale * inverse))
     chosen = cpu_barrier(_chosen(again, slope, intercept)) if how.pool else None
     y = _line(again if chosen is None else chosen, slope, intercept, how.activation).astype(how.dtype)
-    return (y, mean, var), (x, chosen, scale, bias, mean, inverse, slope, intercept)
+    return (y, mean, var), (x, chosen, scale, bias, mean, var, inverse, slope, intercept)
 
 
 def _backward(how: _How, residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -107,7 +107,7 @@ def _backward(how: _How, residuals: Any, cotangents: Any) -> tuple[jax.Array, ja
 
     With a pool, g is zero but for the elements of x that it has chosen.
     """
-    x, chosen, scale, bias, mean, inverse, slope, intercept = residuals
+    x, chosen, scale, bias, mean, var, inverse, slope, intercept = residuals
     chosen = chosen if how.pool else x
     share = chosen.size / x.size
     g, x, chosen = cpu_barrier((cotangents[0], x, chosen))
@@ -122,6 +122,7 @@ def _backward(how: _How, residuals: Any, cotangents: Any) -> tuple[jax.Array, ja
     count = x.size // x.shape[-1]
     scale_gradient, bias_gradient = (count * mean_gn).astype(scale.dtype), (count * mean_g).astype(bias.dtype)
     mean_g, mean_gn = _over_devices((mean_g, mean_gn), how.axis_name)
+    mean_gn = jnp.where(var > 0, mean_gn, 0)  # a variance that was rounded to less, and set to 0, passes nothing on
     # dx as g * slope + x * coefficient + constant: one multiply-add an element for each term.
     coefficient, constant = cpu_barrier((-slope * inverse * mean_gn, slope * (mean * inverse * mean_gn - mean_g)))
     g = at_least_float32(g)
