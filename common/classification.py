@@ -230,7 +230,10 @@ def _copies(records: pd.DataFrame) -> dict[str, pd.Series]:
 def pixel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, 0..255, over an even sample of uint8 [n, h, w, channels]."""
     sample = images[:: max(len(images) // SAMPLED_FOR_STATISTICS, 1)]
-    counts = [np.bincount(sample[..., c].ravel(), minlength=256) for c in range(sample.shape[-1])]
+    # An image at a time, for counting takes eight bytes a pixel.
+    counts = [
+        sum(np.bincount(image[..., c].ravel(), minlength=256) for image in sample) for c in range(images.shape[-1])
+    ]
     levels = np.arange(256)
     mean = [float(np.average(levels, weights=count)) for count in counts]
     variance = [float(np.average((levels - m) ** 2, weights=count)) for m, count in zip(mean, counts, strict=True)]
@@ -252,4 +255,4 @@ def image_dataset(name: str, image_size: tuple[int, int], **values: Any) -> Conf
         'drop_duplicates': False,
         'drop_contradictory': False,
     }
-    return ConfigDict(dataset | values)
+    return ConfigDict(dataset | values).lock()  # so that a misspelt key raises

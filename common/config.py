@@ -1,12 +1,14 @@
 """The frame's config with its defaults, durations such as '10epochs', and the config.json that a run keeps."""
 
 import dataclasses
+import functools
 import json
 import math
+import operator
 import pathlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,7 +56,7 @@ def base_config() -> ConfigDict:
         {
             'name': 'adamw',  # adam, adamw, sgd (with Nesterov momentum)
             'learning_rate': 1e-3,
-            'weight_decay': 1e-4,  # decoupled, on kernels only
+            'weight_decay': 1e-4,  # on kernels only; decoupled in adamw, through the momentum in sgd
             'momentum': 0.9,
             'gradient_clip': 0.0,  # largest global norm; 0: off
             'scales': (),  # pairs (prefix of parameter names, factor of their learning rate): (('backbone', 0.1),)
@@ -103,10 +105,32 @@ def choose(options: Mapping[str, Any], name: str, key: str) -> Any:
     return options[name]
 
 
+def choose_variant(options: Mapping[str, Any], name: str) -> Any:
+    """`options[name]` for what follows the colon of --config=FILE:name, or a UsageError that says what it may be."""
+    if name not in options:
+        raise UsageError(f'there is no variant {name!r}; after --config=FILE: it may be {", ".join(options)}')
+    return options[name]
+
+
+def pairs(value: Sequence[Any], key: str) -> Sequence[tuple[str, Any]]:
+    """`value`, or a UsageError that names the config key where it is not pairs of a text and something."""
+    if not all(isinstance(pair, Sequence) and len(pair) == 2 and not isinstance(pair, str) for pair in value):
+        raise UsageError(f"config.{key} is {value!r}; it must be pairs, with both brackets: (('backbone', ...),)")
+    return value
+
+
+def require(config: Mapping[str, Any] | ConfigDict, wanted: Mapping[str, tuple[bool, str]]) -> None:
+    """Raises UsageError for the first key whose value is not right: by key, whether it is and what it must be."""
+    for key, (right, must) in wanted.items():
+        if not right:
+            value = functools.reduce(operator.getitem, key.split('.'), config)
+            raise UsageError(f'config.{key} is {value!r}; it must be {must}')
+
+
 def check(config: ConfigDict) -> None:
     """Raises UsageError, naming the key, where a value of the frame's own makes no sense; warns where two clash."""
     batch, parts, optimizer = config.batch_size, config.accumulate_steps, config.optimizer
-    wrong = {
+    wanted = {
         'batch_size': (batch >= 1, 'at least 1'),
         'steps_per_dispatch': (config.steps_per_dispatch >= 0, 'at least 0'),
         'accumulate_steps': (not parts or (parts >= 1 and batch % parts == 0), f'0 or a divisor of batch_size {batch}'),
@@ -123,12 +147,7 @@ def check(config: ConfigDict) -> None:
         'monitor.mode': (config.monitor.mode in ('auto', 'min', 'max'), 'auto, min or max'),
         'monitor.patience': (config.monitor.patience >= 0, 'at least 0'),
     }
-    for key, (right, wanted) in wrong.items():
-        if not right:
-            value = config
-            for part in key.split('.'):
-                value = value[part]
-            raise UsageError(f'config.{key} is {value!r}; it must be {wanted}')
+    require(config, wanted)
     reweighted = config.loss.get('logit_adjustment') or config.loss.get('class_weights', 'none') != 'none'
     if reweighted and config.data.sampling == 'balanced':
         warnings.warn(

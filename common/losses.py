@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from common.config import choose
+from common.config import choose, require
 from common.errors import DataError, UsageError
 from common.types import Array, Logits
 
@@ -24,7 +24,7 @@ def classification_loss() -> ConfigDict:
             'focal_gamma': 0.0,
             'label_smoothing': 0.0,
         }
-    )
+    ).lock()  # so that a misspelt key raises
 
 
 def cross_entropy(logits: Logits, target: Array) -> Array:
@@ -37,6 +37,14 @@ def training_loss(loss: ConfigDict, counts: Sequence[int]) -> Callable[[Logits, 
 
     `counts` are the training examples of every class.
     """
+    require(
+        {'loss': loss},
+        {
+            'loss.beta': (0 <= loss.beta < 1, 'from 0 to below 1'),
+            'loss.focal_gamma': (loss.focal_gamma >= 0, 'at least 0'),
+            'loss.label_smoothing': (0 <= loss.label_smoothing < 1, 'from 0 to below 1'),
+        },
+    )
     weights, adjustment = class_weights(loss, counts), logit_adjustment(loss, counts)
 
     def losses(logits: Logits, target: Array) -> Array:

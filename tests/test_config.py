@@ -6,8 +6,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from common.config import RunRecord, base_config, check, differences, load_run, number_of_steps, plain, save_run
+from common.config import (
+    RunRecord,
+    base_config,
+    check,
+    differences,
+    load_run,
+    number_of_steps,
+    pairs,
+    plain,
+    save_run,
+)
 from common.errors import UsageError, UserError
+from common.losses import classification_loss, training_loss
 from lesion.configs import ham10000
 
 
@@ -47,6 +58,21 @@ def test_two_ways_of_favouring_rare_classes_at_once_are_warned_of(loss, recwarn)
     check(config)
     check(ham10000.get_config())
     assert not recwarn.list
+
+
+@pytest.mark.parametrize('value', [('backbone', 0.1), (('backbone',),), ('ab', 'cd')])
+def test_pairs_without_both_brackets_are_refused(value):
+    assert pairs((('backbone', 0.1),), 'optimizer.scales') == (('backbone', 0.1),)
+    with pytest.raises(UsageError, match=r'config\.optimizer\.scales is \(.*it must be pairs'):
+        pairs(value, 'optimizer.scales')
+
+
+@pytest.mark.parametrize(('key', 'value'), [('beta', 1.0), ('focal_gamma', -1.0), ('label_smoothing', 1.0)])
+def test_values_of_the_loss_out_of_range_are_refused(key, value):
+    loss = classification_loss()
+    loss[key] = value
+    with pytest.raises(UsageError, match=rf'config\.loss\.{key} is {value}; it must be'):
+        training_loss(loss, [3, 4])
 
 
 def test_a_percentage_of_an_unknown_total_is_refused():

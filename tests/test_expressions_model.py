@@ -6,10 +6,12 @@ import pathlib
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from common.errors import UsageError
+from common.nn.cnn import CNN
 from common.nn.residual import ResidualCNN
 from common.types import Tree
 from expressions import synthetic
@@ -95,6 +97,11 @@ def test_published_network_has_its_published_size() -> None:
 def test_unknown_variants_are_refused(variant: str) -> None:
     with pytest.raises(UsageError, match='variant'):
         fer2013.get_config(variant)
+
+
+def test_an_unknown_way_to_pool_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"config\.model\.pool is 'avg'; it may be average, flatten"):
+        CNN(num_classes=3, pool='avg').init(jax.random.key(0), jnp.ones((1, 16, 16, 1)), train=False)
 
 
 def test_own_folders_get_a_test_split() -> None:

@@ -47,6 +47,12 @@ def write(tmp_path):
     return write
 
 
+def test_a_pattern_that_is_none_is_named(write):
+    path = write(params__backbone__kernel=KERNEL)
+    with pytest.raises(UsageError, match=r"config\.init_names: '\(', '': "):
+        initialise(config(path, ('(', '')), MODEL, 7)
+
+
 def test_a_file_gives_what_has_the_same_name_cast_to_the_models_type(write):
     path = write(params__backbone__kernel=KERNEL, batch_stats__backbone__mean=np.ones(3), other=np.ones(1))
     variables, match = initialise(config(path), MODEL, 7)
@@ -147,6 +153,18 @@ def test_a_run_with_other_classes_gives_its_backbone_and_the_record_says_so(trai
     for name in new.keys() - {head}:
         jax.tree.map(np.testing.assert_array_equal, new[name], run.variables['params'][name])
     assert new[head]['kernel'].shape[-1] == len(names)
+
+
+@pytest.mark.parametrize(('seed', 'warned'), [(0, False), (1, True)])
+def test_weights_that_may_know_the_test_images_are_warned_of(trained, script, tmp_path, recwarn, seed, warned):
+    ended = script(
+        *('train', *trained.arguments, f'--workdir={tmp_path}/run', f'--config.init_from={trained.workdir}'),
+        *('--config.duration=2steps', '--config.schedule.warmup=0steps', f'--config.dataset.split_seed={seed}'),
+        f'--data_dir={tmp_path}/data',
+    )
+    assert ended.status == 0, ended.stderr
+    told = f'{trained.workdir} was trained on another split of demo: what this run holds out for test and validation'
+    assert any(told in str(warning.message) for warning in recwarn) == warned
 
 
 def test_names_of_pytorch_are_ours():

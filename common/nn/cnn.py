@@ -8,12 +8,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from common.config import choose
 from common.errors import UsageError
 from common.nn.conv import convolution
 from common.nn.grad_cam import feature_map
 from common.nn.layers import Dropout
 from common.nn.normalisation import BatchNorm
 from common.runtime import AXIS
+
+# How a feature map [batch, height, width, channels] becomes vectors.
+POOLS = {'average': lambda x: x.mean((1, 2)), 'flatten': lambda x: x.reshape(x.shape[0], -1)}
 
 
 def convolutional_trunk(module: Any, x: jax.Array, *, train: bool) -> jax.Array:
@@ -49,7 +53,7 @@ class CNN(nn.Module):
     depth: int | Sequence[int] = 2  # convolutions in every stage, or one number for each
     dense: Sequence[int] = (256,)  # widths of the hidden dense layers
     dropout: float = 0.5  # rate before every dense layer
-    pool: str = 'average'  # how the last feature map becomes a vector: 'average' over positions, or 'flatten'
+    pool: str = 'average'  # of POOLS
     convolution: str = 'auto'  # the path that convolutions take, see common/nn/conv.py
     dtype: Any = jnp.float32  # of the computation; parameters are float32
     axis_name: str | None = AXIS  # of the devices over which BatchNorm takes its statistics
@@ -58,7 +62,7 @@ class CNN(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x [batch, height, width, channels] -> logits float32 [batch, num_classes]."""
         x = convolutional_trunk(self, x, train=train)
-        x = x.mean((1, 2)) if self.pool == 'average' else x.reshape(x.shape[0], -1)
+        x = choose(POOLS, self.pool, 'model.pool')(x)
         for width in self.dense:
             x = Dropout(self.dropout)(x, train=train)
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from common.errors import UsageError
 from common.types import Array
 
 _first: contextvars.ContextVar[Array | int] = contextvars.ContextVar('first', default=0)
@@ -37,6 +38,8 @@ class Dropout(nn.Module):
         """x [batch, ...] -> the same shape and dtype; the identity unless `train`. Needs the PRNG 'dropout'."""
         if not train or self.rate == 0.0 or self.is_initializing():
             return x
+        if not 0 <= self.rate < 1:
+            raise UsageError(f'a dropout rate is {self.rate}; it must be from 0 to below 1 (config.model)')
         key = self.make_rng('dropout')
         positions = _first.get() + jnp.arange(x.shape[0])
         keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)

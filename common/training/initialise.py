@@ -12,6 +12,7 @@ import safetensors
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
+from common.config import pairs
 from common.errors import DataError, UsageError
 from common.evaluation.restore import restore
 from common.nn.pretrained import PACKAGED
@@ -77,9 +78,7 @@ def initialise(
     there: dict[str, tuple[str, Any]] = {}
     unused = []
     for name, array in source.arrays.items():
-        renamed = name
-        for pattern, replacement in config.init_names:
-            renamed = re.sub(pattern, replacement, renamed)
+        renamed = _renamed(name, pairs(config.init_names, 'init_names'))
         if renamed in there:
             raise UsageError(f'config.init_names makes both {there[renamed][0]} and {name} into {renamed}')
         if renamed:
@@ -116,6 +115,15 @@ def initialise(
             f'{", ".join(unused[:SHOWN])}; here: {", ".join(fresh[:SHOWN])}. config.init_names can map them.'
         )
     return result, Match(matched, fresh, sorted(unused))
+
+
+def _renamed(name: str, names: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in names:
+        try:
+            name = re.sub(pattern, replacement, name)
+        except re.error as error:
+            raise UsageError(f'config.init_names: {pattern!r}, {replacement!r}: {error}') from error
+    return name
 
 
 def _is_head(theirs: Sequence[int], ours: Sequence[int], their_classes: int | None, our_classes: int | None) -> bool:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from common.config import choose
+from common.config import choose, pairs
 from common.errors import UsageError
 from common.types import Tree
 
@@ -46,7 +46,10 @@ def make_schedule(config: ConfigDict, total_steps: int, to_steps: Callable[[str]
 def make_optimizer(
     config: ConfigDict, schedule: optax.Schedule, to_steps: Callable[[str], int]
 ) -> optax.GradientTransformation:
-    """The optimizer of `config.optimizer`; weight decay is decoupled and spares biases and normalisation.
+    """The optimizer of `config.optimizer`; weight decay spares biases and normalisation.
+
+    Decay is decoupled in adamw (Loshchilov and Hutter 2019); in sgd it goes through the momentum, as in PyTorch's, and
+    works 1 / (1 - momentum) times as much.
 
     Parts may have learning rates of their own (`scales`), or stay as they are for a while (`freeze`): to the bit, also
     under weight decay, while their moments are kept up so that they begin smoothly. Only parameters are frozen: a
@@ -72,7 +75,7 @@ def make_optimizer(
         *clip,
         *rule,
         optax.scale_by_learning_rate(schedule),
-        _scaled(settings.scales),
+        _scaled(pairs(settings.scales, 'optimizer.scales')),
         _frozen(_until(config, to_steps)),
     )
 
@@ -128,17 +131,17 @@ def stop_gradients(config: ConfigDict, to_steps: Callable[[str], int], total_ste
 
 
 def _until(config: ConfigDict, to_steps: Callable[[str], int]) -> Pairs:
-    return [(prefix, to_steps(duration)) for prefix, duration in config.optimizer.freeze]
+    return [(prefix, to_steps(duration)) for prefix, duration in pairs(config.optimizer.freeze, 'optimizer.freeze')]
 
 
-def by_prefix(pairs: Pairs, params: Tree, otherwise: Any, key: str) -> Tree:
+def by_prefix(values: Pairs, params: Tree, otherwise: Any, key: str) -> Tree:
     """A value for every parameter: that of the longest prefix of its name (whole words, as 'backbone.stem').
 
     Raises:
       UsageError: a prefix is not that of any parameter; `key` names the config value.
     """
     names = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path, simple=True, separator='.'), params)
-    ordered = sorted(pairs, key=lambda pair: len(pair[0]), reverse=True)
+    ordered = sorted(values, key=lambda pair: len(pair[0]), reverse=True)
     for prefix, _ in ordered:
         if not any(_begins(name, prefix) for name in jax.tree.leaves(names)):
             known = ', '.join(jax.tree.leaves(names))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import warnings
 from typing import Any
 
 import jax
@@ -49,6 +50,7 @@ def begin(
     record = _own_record(training, workdir)
     if record and (workdir / FOLDER).exists():
         checkpoints = Checkpoints(workdir, training.config.monitor.mode)
+        checkpoints.remove_remains()
         if not checkpoints.is_empty():
             step = checkpoints.find('latest')
             state, progress = checkpoints.restore(training.abstract_state(), step)
@@ -70,6 +72,8 @@ def _own_record(training: Training, workdir: pathlib.Path) -> RunRecord | None:
     if (workdir / CONFIG_FILE).exists():
         record = load_run(workdir)
         changed = [line for line in differences(record.config, training.config) if not line.startswith(FREE)]
+        if changed and not any(path.name.isdigit() for path in (workdir / FOLDER).glob('*')):
+            return None  # it has learnt nothing yet, and is begun anew
         if changed:
             raise UserError(
                 f'{workdir} holds a run of another config:\n  ' + '\n  '.join(changed) + '\n'
@@ -121,10 +125,32 @@ def _row_spec(split: Split) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
+def _warn_of_what_is_known(training: Training) -> None:
+    """Of weights that may have learnt from what this run is judged on: of a run on the same data, split otherwise."""
+    source = pathlib.Path(training.config.init_from)
+    if not (source / CONFIG_FILE).is_file():
+        return
+    here, there = training.dataset.info, load_run(source).info
+    if here.get('dataset') != there.get('dataset'):
+        return
+    held_out = {name for name in here.get('examples', {}) if name != 'train'}
+    otherwise = sorted(name for name in held_out if here['examples'][name] != there['examples'].get(name))
+    if 'periods' in here and there['periods']['train'][1] >= here['periods'][VALIDATION][0]:  # days as text sort
+        otherwise = sorted(here['periods'].keys() - {'train'})
+    if otherwise:
+        warnings.warn(
+            f'{source} was trained on another split of {here["dataset"]}: what this run holds out for '
+            f'{" and ".join(otherwise)} it may have learnt from, and then no figure of this run is to be trusted. Give '
+            'both the same split (config.dataset.split_*), or begin from other weights.',
+            stacklevel=2,
+        )
+
+
 def _initial_state(training: Training) -> tuple[TrainState, Match | None]:
     state = training.init_state()
     if not training.config.init_from:
         return state, None
+    _warn_of_what_is_known(training)
     variables, match = initialise(
         training.config,
         {'params': state.params, **state.collections},

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from ml_collections import ConfigDict
 
 from common.classification import image_dataset
-from common.config import base_config, choose
+from common.config import base_config, choose_variant
 from common.errors import UsageError
 from common.losses import classification_loss
 
@@ -21,7 +21,7 @@ def get_config(variant: str = 'vgg') -> ConfigDict:
     config.loss = ConfigDict({**classification_loss(), 'soft_targets': False})
     config.monitor.metric = 'accuracy'
     name, _, suffix = variant.partition('-')
-    choose(VARIANTS, name, 'variant')(config)
+    choose_variant(VARIANTS, name)(config)
     config.augment.update(mixup=0.0, cutmix=0.0)  # off, and there to be set
     if suffix not in ('', 'plain'):
         raise UsageError(f'variant {variant!r}: only -plain may follow the name')

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from ml_collections import ConfigDict
 
 from common.classification import image_dataset
-from common.config import base_config, choose
+from common.config import base_config, choose_variant
 from common.losses import classification_loss
 
 
@@ -31,14 +31,14 @@ def get_config(variant: str = 'cnn') -> ConfigDict:
     config.optimizer.weight_decay = 1e-2
     config.schedule.warmup = '1epochs'
     config.monitor.metric = 'balanced_accuracy'
-    choose(VARIANTS, variant, 'variant')(config)
+    choose_variant(VARIANTS, variant)(config)
     config.model.metadata = False  # age, sex and site beside the image
     config.model.metadata_dropout = 0.2  # of the examples, in training
     return config
 
 
 def _cnn(config: ConfigDict) -> None:
-    """The small CNN from scratch, sized for two CPU cores and 45 minutes."""
+    """The small CNN from scratch, sized for two CPU cores and some 20 minutes."""
     config.duration = '25epochs'
     config.model = ConfigDict({'name': 'cnn', **_TRUNK, 'dense': (128,), 'dropout': 0.3})
     config.optimizer.learning_rate = 2e-3
