@@ -24,6 +24,17 @@ from lesion import synthetic
 HAM10000_CLASSES = ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
 ISIC2020_CLASSES = ('benign', 'malignant')
 _HAM10000_TABLES = ('ham10000_metadata.csv', 'ham10000_metadata.tab', 'ham10000_metadata')  # as Dataverse has it
+_ISIC9 = {
+    'actinic keratosis',
+    'basal cell carcinoma',
+    'dermatofibroma',
+    'melanoma',
+    'nevus',
+    'pigmented benign keratosis',
+    'seborrheic keratosis',
+    'squamous cell carcinoma',
+    'vascular lesion',
+}
 _HAM10000_COLUMNS = ('lesion_id', 'image_id', 'dx', 'dx_type', 'age', 'sex', 'localization')
 
 _TRUTH, _GROUPINGS, _METADATA = 'groundtruth.csv', 'lesiongroupings.csv', 'metadata.csv'
@@ -134,6 +145,21 @@ def _label(class_names: Sequence[str], values: np.ndarray) -> str:
     return ' and '.join(name if value == 1 else f'{name}={value:g}' for name, value in marked) or 'no class'
 
 
+def read_isic9(raw: RawFiles, audit: Audit) -> RawImages:
+    """Folders of the nine diagnoses, or of some of them.
+
+    Raises:
+      DataError: for folders of anything else, which `folders` reads.
+    """
+    found = read_folders(raw, audit)
+    if others := sorted(set(found.class_names) - _ISIC9):
+        raise DataError(
+            f'{raw.path} has folders that are none of the nine diagnoses: {", ".join(others[:5])}. For images of your '
+            'own, set config.dataset.name to folders.'
+        )
+    return found
+
+
 def _read_facts(raw: RawFiles, audit: Audit) -> pd.DataFrame:
     """`lesion_id`, `age`, `sex` and `localization` by image; empty where unknown."""
     groupings = [read_table(raw, name, ('image',)) for name in raw.names if name.lower().endswith(_GROUPINGS)]
@@ -148,7 +174,7 @@ def _read_facts(raw: RawFiles, audit: Audit) -> pd.DataFrame:
 
 def _with_lines(table: pd.DataFrame, path: str) -> pd.DataFrame:
     """Adds where each row is; line 1 of the file is the header."""
-    return table.assign(line=[f'{path} line {row + 2}' for row in range(len(table))])
+    return table.assign(line=[f'{path} line {row + 2}' for row in table.index])
 
 
 def _images(
@@ -184,6 +210,10 @@ def _images(
         'rows_without_group',
         'rows that name no lesion or patient, each taken for one of its own',
         name_rows(rows.lesion_id == ''),
+    )
+    ages = pd.to_numeric(rows.age, errors='coerce')
+    audit.add(
+        'unreadable_ages', 'rows whose age is no number, taken for unknown', name_rows(ages.isna() & (rows.age != ''))
     )
     kept = rows[~(repeated | unknown | without_image)].to_dict('records')
     return [_image(raw, row, paths[row['image']], ('sex', 'localization', *more_facts)) for row in kept]
@@ -226,7 +256,7 @@ SOURCES: Mapping[str, ImageSource] = {
     'isic9': ImageSource(
         title='Skin Cancer ISIC, nine diagnoses of the ISIC archive in one folder each',
         where='https://www.kaggle.com/datasets/nodoubttome/skin-cancer9-classesisic',
-        read=read_folders,
+        read=read_isic9,
     ),
     'folders': FOLDERS,
     'demo': ImageSource(

@@ -1,6 +1,7 @@
 """The readers of face sets: both layouts of FER2013, its official splits, faults, votes, and groups of people."""
 
 import csv
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -295,6 +296,21 @@ def test_no_person_of_ckplus_is_in_two_splits(tmp_path: pathlib.Path) -> None:
     assert dataset.info['class_names'] == ['anger', 'contempt', 'happy']
     groups = [set(split.records.group) for split in dataset.splits.values()]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 10
+
+
+def test_persons_in_both_of_the_folders_that_give_the_split_are_refused_and_named(tmp_path: pathlib.Path) -> None:
+    raw, random = tmp_path / 'mine', np.random.default_rng(0)
+    for split, people in (('train', range(8)), ('test', range(7, 10))):
+        for label, person in itertools.product(('calm', 'cross'), people):
+            (raw / split / label).mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(random.integers(0, 256, (48, 48), np.uint8))
+            image.save(raw / split / label / f'p{person}_{label}.png')
+    dataset = folders.get_config().dataset
+    dataset.group_by = '^p[0-9]+'
+    with pytest.raises(DataError, match=r'1 group\(s\) have images in several .*p7_calm\.png \(.*test.*--skip_bad'):
+        prepare_images(SOURCES['folders'], dataset, raw, tmp_path / 'data')
+    audit = prepare_images(SOURCES['folders'], dataset, raw, tmp_path / 'data', skip_bad=True)
+    assert len(audit['straddling_groups'].items) == 1
 
 
 def test_names_that_do_not_tell_whose_an_image_is_are_listed_and_all_without_refused(tmp_path: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from common.config import load_run
 from common.data.audit import Audit
 from common.data.builders import load_images, prepare_images
-from common.errors import DataError
+from common.errors import DataError, UsageError
 from lesion.configs import isic9, isic2018, isic2019, isic2020
 from lesion.datasets import SOURCES
 from tests.conftest import run_script
@@ -79,6 +79,18 @@ def test_isic9_keeps_its_test_images_and_cuts_validation_by_content(folders, tmp
     assert audit.counts['exact_repeats'] == 5
     by_pair = {pair: counts['sets'] for pair, counts in audit.counts['contradictions'].items()}
     assert by_pair == {'actinic keratosis = nevus': 1, 'melanoma = nevus': 3}
+
+
+def test_folders_of_other_things_than_the_nine_diagnoses_are_refused(folders, tmp_path):
+    (folders / 'Skin cancer ISIC' / 'Train' / 'melanoma').rename(folders / 'Skin cancer ISIC' / 'Train' / 'part_1')
+    with pytest.raises(DataError, match=r'none of the nine diagnoses: part_1\. .*config\.dataset\.name to folders'):
+        prepared_isic9(folders, tmp_path)
+
+
+def test_a_set_prepared_with_other_values_is_named(folders, tmp_path):
+    prepared_isic9(folders, tmp_path)
+    with pytest.raises(UsageError, match=r'is prepared as train70-validation\S*, and not as config\.dataset asks for'):
+        prepare_images(SOURCES['isic9'], small(isic9.get_config(), drop_contradictory=True), None, tmp_path)
 
 
 def test_isic9_as_a_zip_is_the_same(folders, tmp_path):
@@ -254,6 +266,14 @@ def test_rows_without_exactly_one_class_stop_prepare_and_are_named(challenge, tm
     with pytest.raises(DataError, match=words):
         prepared_2018(challenge, tmp_path)
     assert 'ISIC_0000' not in prepared_2018(challenge, tmp_path, skip_bad=True)[1].index
+
+
+def test_lines_are_counted_as_an_editor_counts_them(challenge, tmp_path):
+    edit(truth_of(challenge), 1, NV='1.0', MEL='1.0')
+    lines = truth_of(challenge).read_text().splitlines()
+    truth_of(challenge).write_text('\n'.join([*lines[:2], '', *lines[2:], '', '']))
+    with pytest.raises(DataError, match=r'line 4: ISIC_0001 \(MEL and NV\)'):
+        prepared_2018(challenge, tmp_path)
 
 
 @pytest.mark.parametrize(

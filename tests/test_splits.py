@@ -123,6 +123,30 @@ def test_missing_validation_is_taken_from_training_alone():
     assert collections.Counter(split[:85]) == {'train': 70, 'validation': 15}
 
 
+def test_what_belongs_to_an_official_split_by_group_or_content_goes_there_too():
+    official = ['train', 'test', 'validation', 'train', None, None, None, None] + [None] * 60
+    groups = ['a', 'b', 'c', 'b', 'a', 'b', 'd', 'e'] + [f'free {i}' for i in range(60)]
+    examples = table(label=['x'] * 68, group=groups, split=official)
+    examples.loc[6, 'digest'] = examples.loc[2, 'digest']
+    split = complete_splits(examples, FRACTIONS, seed=0)
+    assert split[:7].tolist() == ['train', 'test', 'validation', 'train', 'train', 'test', 'validation']
+    assert set(split[8:]) == set(FRACTIONS)
+
+
+def test_persons_who_show_every_class_are_dealt_by_all_of_them():
+    persons, classes = [f'p{i:02}' for i in range(10)], list('abcdefg')
+    rows = [(label, person) for person in persons for label in classes for _ in range(3)]
+    labels, groups = map(list, zip(*rows, strict=True))
+    split = grouped_stratified_split(labels, groups, FRACTIONS, seed=0)
+    place = dict(zip(groups, split, strict=True))
+    assert [place[group] for group in groups] == split.tolist()  # whole persons
+    assert set(zip(labels, split, strict=True)) == {(label, name) for label in classes for name in FRACTIONS}
+    assert collections.Counter(place.values())['train'] in (6, 7, 8)
+    assert split.tolist() == grouped_stratified_split(labels, groups, FRACTIONS, seed=0).tolist()
+    with pytest.raises(DataError, match=r"Class 'a' has 2 group.* none is left for "):
+        grouped_stratified_split(labels[:42], groups[:42], FRACTIONS, seed=0)
+
+
 def test_complete_official_splits_stand():
     official = ['train', 'train', 'validation', 'test']
     examples = table(label=['a', 'b', 'a', 'b'], group=list('1234'), split=official)

@@ -122,9 +122,7 @@ def audit_labelled(audit: Audit, table: pd.DataFrame) -> None:
     across: list[str] = []
     contradictory: list[str] = []
     pairs: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for _, twins in table.groupby('digest', sort=False):
-        if len(twins) == 1:
-            continue
+    for _, twins in table[table.digest.duplicated(keep=False)].groupby('digest', sort=False):
         text = ' = '.join(f'{row.name} ({row.label}, {row.split})' for row in twins.itertuples(index=False))
         (within if twins.split.nunique() == 1 else across).append(text)
         if twins.label.nunique() > 1:
@@ -137,6 +135,7 @@ def audit_labelled(audit: Audit, table: pd.DataFrame) -> None:
     audit.add('duplicates_within_split', 'sets of byte-identical images within a split', within)
     audit.add('duplicates_across_splits', 'sets of byte-identical images across splits', across)
     audit.add('contradictory_labels', 'sets of byte-identical images with contradictory labels', contradictory)
-    splits_of = table.groupby('group').split.unique()
-    straddling = [f'{group} ({", ".join(sorted(splits))})' for group, splits in splits_of.items() if len(splits) > 1]
+    several = table[table.groupby('group').split.transform('nunique') > 1]
+    splits_of = several.groupby('group').split.unique()
+    straddling = [f'{group} ({", ".join(sorted(splits))})' for group, splits in splits_of.items()]
     audit.add('straddling_groups', 'groups with images in several splits', straddling)

@@ -53,7 +53,7 @@ def prepare_images(
     final = prepared_path(dataset, data_dir)
     home = final.parents[1]
     with preparing(final, home) as written:
-        with open_raw(raw_dir or _synthesize(source, home / 'raw'), source.beside) as raw:
+        with open_raw(raw_dir or _synthesize(source, home), source.beside) as raw:
             audit = Audit.begin(source.title, final / 'audit.json', raw.path, raw.signature())
             if audit.kept:
                 return audit
@@ -121,7 +121,14 @@ def prepared_path(dataset: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(data_dir).expanduser() / dataset.name / preparation / VERSION
 
 
-def _synthesize(source: ImageSource, raw_dir: pathlib.Path) -> pathlib.Path:
+def _synthesize(source: ImageSource, home: pathlib.Path) -> pathlib.Path:
+    raw_dir = home / 'raw'
+    prepared = sorted(path.parents[1].name for path in home.glob(f'*/{VERSION}/audit.json'))
+    if source.synthesize is None and prepared:
+        raise UsageError(
+            f'{home} is prepared as {", ".join(prepared)}, and not as config.dataset asks for (split_*, group_by, '
+            'drop_*): run experiments.prepare with the same values'
+        )
     if source.synthesize is None:
         raise UsageError(
             f'there are no raw files to prepare from: set config.dataset.raw_dir (experiments.prepare also takes '
@@ -170,6 +177,13 @@ def _examine(
     fractions = {name: dataset.split_fractions[name] for name in SPLITS if dataset.split_fractions[name]}
     table['split'] = complete_splits(table, fractions, dataset.split_seed)
     audit_labelled(audit, table)
+    straddling = audit['straddling_groups'].items
+    if dataset.get('group_by') and straddling and not skip_bad:
+        raise DataError(
+            f'{raw.path}: by config.dataset.group_by, {len(straddling)} group(s) have images in several of the splits '
+            f'that its folders or tables give, as {", ".join(straddling[:3])}. Move these images, or run '
+            'experiments.prepare with --skip_bad, which leaves them where they are.'
+        )
     table = _drop(table, dataset, audit)
     counts = pd.crosstab(table.split, table.label).reindex(
         index=list(SPLITS), columns=list(found.class_names), fill_value=0

@@ -220,7 +220,9 @@ def images_by_stem(raw: RawFiles, audit: Audit) -> dict[str, str]:
 
 
 def read_table(raw: RawFiles, path: str, columns: Sequence[str]) -> pd.DataFrame:
-    """A table of the raw files, of commas or tabs, every value a string, empty where there is none; line 2 is row 0.
+    """A table of the raw files, of commas or tabs, every value a string, empty where there is none.
+
+    Line 2 is row 0; lines without anything are left out.
 
     Raises:
       DataError: where it is no table, or lacks one of the `columns`.
@@ -228,9 +230,12 @@ def read_table(raw: RawFiles, path: str, columns: Sequence[str]) -> pd.DataFrame
     content = raw.read(path)
     separator = '\t' if b'\t' in content.partition(b'\n')[0] else ','
     try:
-        table = pd.read_csv(io.BytesIO(content), sep=separator, dtype=str, keep_default_na=False)
+        table = pd.read_csv(
+            io.BytesIO(content), sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False
+        )
     except ValueError as error:  # pandas' own errors and UnicodeDecodeError are ValueErrors
         raise DataError(f'{path} in {raw.path} is not a CSV table: {error}') from error
+    table = table[(table != '').any(axis=1)]
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise DataError(

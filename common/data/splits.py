@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,16 +12,22 @@ from scipy.sparse.csgraph import connected_components
 
 from common.errors import DataError, UsageError
 
+SPLITS = ('train', 'validation', 'test')  # each further from training than the one before
+
+ATTEMPTS = 100  # orders in which mixed groups are dealt
+
 
 def grouped_stratified_split(
     labels: Sequence[str], groups: Sequence[str], fractions: Mapping[str, float], seed: int
 ) -> np.ndarray:
     """Gives every group to one split, so that each class is divided as `fractions` says.
 
-    A group with several labels counts for its most frequent one (of equally frequent ones, for the one that is
-    rarer in the whole). Within a class, groups go from the largest to the smallest, those of one size in an
-    order drawn from `seed` and their names, each to the split that is furthest behind its share of the images
-    (Sainte-Lague's rule); so group sizes are spread over the splits too. The order of the rows has no influence.
+    A group with several labels counts for its most frequent one (of equally frequent ones, for the one that is rarer in
+    the whole); where that leaves a class with too few groups, as where every person shows every expression, groups are
+    dealt by all their labels at once (`_deal_mixed`). Within a class, groups go from the largest to the smallest, those
+    of one size in an order drawn from `seed` and their names, each to the split that is furthest behind its share of
+    the images (Sainte-Lague's rule); so group sizes are spread over the splits too. The order of the rows has no
+    influence.
 
     Args:
       labels: [examples].
@@ -45,6 +52,9 @@ def grouped_stratified_split(
     for group, counts in members.items():
         groups_of[min(counts, key=lambda label: (-counts[label], class_sizes[label], label))].append(group)
 
+    if any(len(names) < len(fractions) for names in groups_of.values()) and any(len(c) > 1 for c in members.values()):
+        dealt = _deal_mixed(members, fractions, seed)
+        return np.asarray([dealt[group] for group in groups])
     split_of: dict[str, str] = {}
     for label, names in groups_of.items():
         if len(names) < len(fractions):
@@ -71,6 +81,50 @@ def _deal(names: Sequence[str], sizes: Mapping[str, int], fractions: Mapping[str
     return assigned
 
 
+def _deal_mixed(
+    members: Mapping[str, collections.Counter[str]], fractions: Mapping[str, float], seed: int
+) -> Mapping[str, str]:
+    """Assigns groups of several labels, each to the split that lacks them most; of many orders the evenest is taken.
+
+    Raises:
+      DataError: where a class is missing from a split in all of them.
+    """
+    sizes: collections.Counter[str] = collections.Counter()
+    for counts in members.values():
+        sizes.update(counts)
+    best: tuple[float, dict[str, str], tuple[str, str] | None] | None = None
+    for attempt in range(ATTEMPTS):
+        names = sorted(members, key=lambda name: (-members[name].total(), _draw(seed * ATTEMPTS + attempt, name)))
+        filled = {split: dict.fromkeys(sizes, 0) for split in fractions}
+        dealt = {}
+        for name in names:
+            split = min(filled, key=lambda split: _fullness(filled[split], members[name], sizes, fractions[split]))
+            dealt[name] = split
+            for label, count in members[name].items():
+                filled[split][label] += count
+        empty = next(((label, split) for split in filled for label in sizes if not filled[split][label]), None)
+        uneven = sum(
+            abs(filled[split][label] / sizes[label] - share) for split, share in fractions.items() for label in sizes
+        )
+        uneven += math.inf if empty else 0
+        if best is None or uneven < best[0]:
+            best = uneven, dealt, empty
+    assert best is not None
+    if best[2]:
+        label, split = best[2]
+        groups = sum(label in counts for counts in members.values())
+        raise DataError(
+            f'Class {label!r} has {groups} group(s) of images (an image of its own counts as one), of which none is '
+            f'left for {split}. Add images, or leave the class out.'
+        )
+    return best[1]
+
+
+def _fullness(filled: Mapping[str, int], counts: Mapping[str, int], sizes: Mapping[str, int], fraction: float) -> float:
+    """How far a split has its share of what a group holds, by Sainte-Lague's rule for each label."""
+    return sum(count / sizes[label] * (filled[label] + count / 2) / fraction for label, count in counts.items())
+
+
 def merge_groups(groups: Sequence[str], keys: Sequence[str]) -> np.ndarray:
     """Joins groups that share a key, directly or through others; str [examples], each the first name of its union."""
     group_codes, names = pd.factorize(np.asarray(groups, dtype=object), sort=True)
@@ -87,7 +141,8 @@ def complete_splits(table: pd.DataFrame, fractions: Mapping[str, float], seed: i
 
     Where all examples have a split, that stands, and only splits that nobody has (often validation) are drawn, from
     the training examples and in proportion to `fractions`. Whatever is drawn keeps groups and identical
-    content together.
+    content together; where some of them have a split, the others go there too, of several to the one that is furthest
+    from training.
 
     Args:
       table: one row per example with `label`, `group`, `digest` (equal for equal content) and `split` (or None).
@@ -107,6 +162,13 @@ def complete_splits(table: pd.DataFrame, fractions: Mapping[str, float], seed: i
         left = {name: share for name, share in fractions.items() if name == 'train' or name not in set(split)}
         fractions = {name: share / sum(left.values()) for name, share in left.items()}
         pool = split == 'train'
+    elif not pool.all():
+        groups = pd.Series(merge_groups(table.group.to_list(), table.digest.to_list()), table.index)
+        places = split[~pool].map(SPLITS.index).groupby(groups[~pool]).max()
+        split[pool] = groups[pool].map(places).map(dict(enumerate(SPLITS)))
+        pool = split.isna()
+        if not pool.any():
+            return split
     drawn = table[pool]
     groups = merge_groups(drawn.group.to_list(), drawn.digest.to_list())
     split[pool] = grouped_stratified_split(drawn.label.to_list(), groups.tolist(), fractions, seed)
