@@ -66,7 +66,7 @@ class Checkpoints:
         Raises:
           CheckpointError: where there is none, saying which there are.
         """
-        steps = sorted(self._manager.all_steps())
+        steps = self._steps()
         if not steps:
             raise CheckpointError(f'there is no checkpoint in {self.directory}: train into this folder first')
         if which == 'latest':
@@ -84,7 +84,16 @@ class Checkpoints:
         return self._sign * metrics[MONITORED], -metrics['step']
 
     def is_empty(self) -> bool:
-        return not self._manager.all_steps()
+        return not self._steps()
+
+    def _steps(self) -> list[int]:
+        """In order; without those that a kill left behind while they were being deleted."""
+        return sorted(step for step in self._manager.all_steps() if self._manager.metrics(step) is not None)
+
+    def remove_remains(self) -> None:
+        """Of checkpoints whose deletion was cut short. For the process that trains."""
+        for step in set(self._manager.all_steps()) - set(self._steps()):
+            self._manager.delete(step)
 
     def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         """State and progress of `step`; `abstract` says shape, dtype and sharding of every leaf.

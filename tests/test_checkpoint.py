@@ -126,6 +126,19 @@ def test_a_save_left_incomplete_does_not_count(tmp_path):
     assert Checkpoints(tmp_path).find('latest') == 20
 
 
+def test_what_a_kill_left_of_a_deletion_does_not_count_and_can_be_removed(tmp_path):
+    saved(tmp_path, [0.4, 0.5])
+    shutil.copytree(tmp_path / 'checkpoints' / '20', tmp_path / 'checkpoints' / '5')
+    shutil.rmtree(tmp_path / 'checkpoints' / '5' / 'metrics')
+    checkpoints = Checkpoints(tmp_path)
+    assert (checkpoints.find('best'), checkpoints.find('latest')) == (10, 20)
+    with pytest.raises(CheckpointError, match=r'there are: best, latest, \[10, 20\]'):
+        checkpoints.find('5')
+    checkpoints.remove_remains()
+    checkpoints.close()
+    assert steps_on_disk(tmp_path) == [10, 20]
+
+
 def wider(state):
     return state.replace(params={'dense': {'kernel': jnp.zeros((3, 6)), 'bias': jnp.zeros(6)}})
 

@@ -15,6 +15,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from common.checkpoint import Checkpoints
+from common.config import load_run
 from common.errors import TrainingDivergedError, UsageError, UserError
 from common.history import read_history
 from common.training.interruption import alone
@@ -144,6 +145,14 @@ def test_a_folder_in_which_another_process_trains_is_refused(fit, tmp_path):
     assert fit(tmp_path)[1].ended == 'complete'
 
 
+def test_who_is_refused_leaves_the_folder_of_who_is_at_work_though_it_is_empty_yet(tmp_path):
+    with alone(tmp_path / 'run'):
+        with pytest.raises(UserError, match='another training is at work in'), alone(tmp_path / 'run'):
+            pass
+        assert (tmp_path / 'run').is_dir()
+    assert not (tmp_path / 'run').exists()
+
+
 def test_the_better_of_a_metric_is_what_its_task_says_unless_the_config_does(fit, tmp_path, monkeypatch):
     monkeypatch.setattr(Toy, 'better', {'mae': 'max'})
     training, outcome = fit(tmp_path / 'run')  # the error falls, so that the first one is the greatest
@@ -240,8 +249,8 @@ def test_records_hold_training_and_validation_side_by_side(fit, tmp_path):
     assert (outcome.progress.best, outcome.progress.best_step) == (best['validation/mae'], best['step'])
     rates = [record for record in read_history(tmp_path / 'run') if 'examples_per_second' in record]
     assert [record['step'] for record in rates] == [4, 8, 12, 16, 20, 24][: len(rates)]
-    scheduled = [float(training.schedule(record['step'])) for record in rates]
-    assert [record['learning_rate'] for record in rates] == pytest.approx(scheduled)
+    scheduled = [float(training.schedule(record['step'] - 1)) for record in rates]
+    assert [record['learning_rate'] for record in rates] == pytest.approx(scheduled, rel=1e-4)
     assert scheduled == sorted(set(scheduled), reverse=True)
     assert list((tmp_path / 'run' / 'tensorboard').glob('events.out.tfevents.*'))
 
@@ -299,6 +308,15 @@ def test_a_diverged_training_stops_and_leaves_the_best_checkpoint(fit, tmp_path,
     checkpoints = Checkpoints(tmp_path / 'run', 'min')
     assert (checkpoints.find('best'), checkpoints.find('latest')) == (8, 8)
     assert [record['step'] for record in evaluations(tmp_path / 'run')] == [8]
+
+
+def test_a_run_that_has_learnt_nothing_yet_is_begun_anew_with_another_config(fit, tmp_path):
+    with pytest.raises(TrainingDivergedError, match=r'set config\.optimizer\.gradient_clip$'):  # no checkpoint is left
+        fit(tmp_path / 'run', optimizer__name='sgd', optimizer__learning_rate=1e30)
+    _, outcome = fit(tmp_path / 'run', optimizer__name='sgd', optimizer__learning_rate=0.01)
+    assert outcome.ended == 'complete'
+    assert load_run(tmp_path / 'run').config.optimizer.learning_rate == 0.01
+    assert [record['step'] for record in evaluations(tmp_path / 'run')] == [8, 16, 24]
 
 
 def test_training_stops_early_when_patience_ends(fit, tmp_path):

@@ -68,6 +68,7 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
         folder = os.open(workdir, os.O_RDONLY)
     except OSError as error:
         raise UserError(f'{workdir} cannot be a folder ({error.strerror}): give another --workdir') from error
+    is_ours = False
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,8 +76,10 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
             raise UserError(f'another training is at work in {workdir}: give another --workdir, or wait') from error
         except OSError:
             pass  # a file system without locks
+        is_ours = True
         yield
     finally:
+        if is_ours:  # or it would vanish under the feet of whoever is at work there
+            with contextlib.suppress(OSError):  # it holds something
+                workdir.rmdir()
         os.close(folder)
-        with contextlib.suppress(OSError):  # it holds something
-            workdir.rmdir()

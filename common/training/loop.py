@@ -79,7 +79,7 @@ class _Loop:
         self._step = int(np.max(state.step))
         self._scale = float(np.mean(state.learning_rate_scale))
         # All at once, since a rate that is asked for while the device is at work would wait for it.
-        self._rates = np.asarray(jax.vmap(training.schedule)(np.arange(training.total_steps + 1)))
+        self._rates = np.asarray(jax.vmap(training.schedule)(np.arange(training.total_steps)))
         self._chief = jax.process_index() == 0
         self._line = tqdm(bar_format='{desc}', disable=None, leave=False)  # for the person watching a terminal
         self._clock = Clock(progress.seconds)
@@ -132,7 +132,7 @@ class _Loop:
         predictions = training.evaluate(self._state, VALIDATION)
         loss = float(np.mean(predictions['loss']))
         if not math.isfinite(loss):
-            raise TrainingDivergedError(_diverged(f'validation loss is {loss}', step))
+            raise self._diverged(f'validation loss is {loss}', step)
         metrics = {'loss': loss, **training.task.metrics(predictions, training.dataset.splits[VALIDATION])}
         monitored = metrics[training.config.monitor.metric]
         if not math.isfinite(monitored):
@@ -189,7 +189,7 @@ class _Loop:
         rate, step_time = examples / (now - seconds), (now - seconds) / steps
         self._logged = (self._step, now)
         self._due[self._step] = {
-            'learning_rate': float(self._rates[self._step]) * self._scale,
+            'learning_rate': float(self._rates[self._step - 1]) * self._scale,
             'examples_per_second': rate,
         }
         if not self._latest:
@@ -211,7 +211,7 @@ class _Loop:
             for i, objective in enumerate(host['objective']):
                 if not math.isfinite(objective):
                     at = step - len(host['objective']) + i + 1
-                    raise TrainingDivergedError(_diverged(f'training loss became {objective}', at))
+                    raise self._diverged(f'training loss became {objective}', at)
                 self._latest = {name: float(value[i]) for name, value in host.items()}
                 self._progress.steps += 1
                 for name, value in self._latest.items():
@@ -220,17 +220,15 @@ class _Loop:
                 figures = {'step_loss': self._latest['loss'], 'gradient_norm': self._latest['gradient_norm']}
                 self._journal.write(step, figures | self._due.pop(step))
 
+    def _diverged(self, what: str, step: int) -> TrainingDivergedError:
+        kept = '' if self._checkpoints.is_empty() else ', in another --workdir; the last good checkpoint stays best'
+        remedy = f'lower config.optimizer.learning_rate or set config.optimizer.gradient_clip{kept}'
+        return TrainingDivergedError(f'the {what} at step {step}: {remedy}')
+
     def _say(self, text: str) -> None:
         self._line.clear()
         if self._chief:
             print(text, flush=True)
-
-
-def _diverged(what: str, step: int) -> str:
-    return (
-        f'the {what} at step {step}: lower config.optimizer.learning_rate or set config.optimizer.gradient_clip; '
-        'the last good checkpoint stays best'
-    )
 
 
 def _evaluation_line(epoch: float, step: int, record: Mapping[str, float], monitored: str, is_best: bool) -> str:
