@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from common import runtime
 from common.benchmark.machine import machine
@@ -49,13 +49,35 @@ def main() -> None:
     config, data_dir, peers = _CONFIG.value, launch.data_dir(_DATA_DIR), _peers()
     if unknown := set(_MEASURE.value) - set(PARTS):
         raise UsageError(f'--measure: there is no {", ".join(sorted(unknown))}; choose from {", ".join(PARTS)}')
-    if _OUTPUT.value:
-        pathlib.Path(_OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
+    output = launch.path(_OUTPUT.value) if _OUTPUT.value else None
+    if output:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.open('a').close()
+        except OSError as error:
+            raise UsageError(f'--output={output} cannot be written ({error.strerror})') from error
     sizes = _sizes(config.batch_size)
     runtime.start(cpu_devices=cpu_devices(config.cpu_devices, math.gcd(*sizes[1])))
     jax.config.update('jax_enable_compilation_cache', False)  # a compile time is to be the time of a compile
     launch.prepare_if_needed(config, data_dir)
     results: dict[str, Any] = {'machine': machine(), 'rows': [], 'ratios': []}
+    try:
+        _measure(config, data_dir, peers, sizes, results)
+    finally:  # an error in the end takes away nothing that was measured before
+        if results['rows']:
+            print(as_text(results))
+        if output and results['rows']:
+            output.write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
+
+
+def _measure(
+    config: ConfigDict,
+    data_dir: pathlib.Path,
+    peers: Peers,
+    sizes: tuple[list[int], list[int]],
+    results: dict[str, Any],
+) -> None:
+    """Adds to `results` what the flags ask for, of every number of devices with every batch size."""
     rows, repeats = results['rows'], _REPEATS.value
     for number, (devices, batch_size) in enumerate(itertools.product(*sizes)):
         config.batch_size = batch_size
@@ -72,9 +94,6 @@ def main() -> None:
         rows += more
         results['ratios'] += ratios
         results['machine']['versions'] |= versions
-    print(as_text(results))
-    if _OUTPUT.value:
-        pathlib.Path(_OUTPUT.value).write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
 
 
 def _sizes(batch_size: int) -> tuple[list[int], list[int]]:

@@ -23,7 +23,7 @@ from common.benchmark.startup import first_step
 from common.errors import UserError
 from common.flops import flops
 from common.nn import lstm, lstm_kernel
-from common.process import TUNABLES
+from common.process import SWITCH
 from common.training.setup import Training, make_training, num_parameters
 from lesion.configs import demo
 from stocks.configs import demo as prices
@@ -78,11 +78,15 @@ def fake_peer(folder: pathlib.Path, num_parameters: int) -> pathlib.Path:
     return script
 
 
-@pytest.mark.parametrize(('backend', 'expected'), [('cpu', TUNABLES), ('gpu', '')])
-def test_peers_have_our_settings_of_memory_where_we_have_them(backend, expected, training, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ('backend', 'switch', 'expected'), [('cpu', '', 'ours 1'), ('cpu', 'off', 'ours '), ('gpu', '', 'ours ')]
+)
+def test_peers_have_the_settings_of_memory_that_we_have(backend, switch, expected, training, tmp_path, monkeypatch):
     script = fake_peer(tmp_path, parameters_of(training))
-    script.write_text(script.read_text().replace("'1.0'", "os.environ.get('GLIBC_TUNABLES', '')"))
-    monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+    said = "' '.join(os.environ.get(name, '') for name in ('GLIBC_TUNABLES', 'THP_MEM_ALLOC_ENABLE'))"
+    script.write_text(script.read_text().replace("'1.0'", said))
+    for name, value in (('GLIBC_TUNABLES', 'ours'), ('THP_MEM_ALLOC_ENABLE', ''), (SWITCH, switch)):
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
     with Peer('fake', script, sys.executable, training) as peer:
         assert peer.versions == {'fake': expected}
@@ -320,7 +324,12 @@ def test_script_prints_a_table_and_writes_its_rows(
 
 @pytest.mark.parametrize(
     ('argument', 'word'),
-    [('--peers=caffe', 'torch, keras'), ('--measure=rates,nothing', 'nothing'), ('--batch_size=many', 'many')],
+    [
+        ('--peers=caffe', 'torch, keras'),
+        ('--measure=rates,nothing', 'nothing'),
+        ('--batch_size=many', 'many'),
+        ('--output=/', '--output=/ cannot be written'),
+    ],
 )
 def test_script_explains_a_wrong_flag(trained: Trained, script: Callable[..., Ended], argument: str, word: str) -> None:
     ended = script('benchmark', *trained.arguments, argument)

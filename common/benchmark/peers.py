@@ -23,12 +23,12 @@ from common.benchmark.rates import Contestant
 from common.config import plain
 from common.errors import UserError
 from common.evaluation.restore import example_inputs
-from common.process import TUNABLES
+from common.process import switched_off
 from common.processor import cores
 from common.training.setup import Training, num_parameters
 
-# On a CPU, the same settings of memory for both sides.
-ENVIRONMENT = {'cpu': {'THP_MEM_ALLOC_ENABLE': '1', 'GLIBC_TUNABLES': TUNABLES}}
+# PyTorch's own word for huge pages; ours of memory it inherits.
+ENVIRONMENT = {'THP_MEM_ALLOC_ENABLE': '1'}
 # XLA_FLAGS are ours, and another library's XLA would stop at those it does not know.
 PRIVATE = ('XLA_FLAGS', 'PYTHONPATH')
 
@@ -97,6 +97,7 @@ class Peer:
         self._examples = training.config.batch_size * (training.members.count or 1)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         inherited = {key: value for key, value in os.environ.items() if key not in PRIVATE}
+        settings = ENVIRONMENT if jax.default_backend() == 'cpu' and not switched_off(os.environ) else {}
         try:
             self._process = subprocess.Popen(
                 [python, str(script)],
@@ -104,7 +105,7 @@ class Peer:
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 text=True,
-                env={**inherited, **ENVIRONMENT.get(jax.default_backend(), {}), **self.environment},
+                env={**inherited, **settings, **self.environment},
             )
         except OSError as error:
             self._stderr.close()
@@ -151,7 +152,10 @@ class Peer:
             self._stderr.seek(0)
             last = self._stderr.read().decode(errors='replace').strip().splitlines()[-1:]
             raise PeerUnavailableError(last[0] if last else f'it ended with status {self._process.returncode}')
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except ValueError as error:
+            raise PeerUnavailableError(f'it answers {line.strip()[:80]!r}, which is no JSON') from error
         if 'unavailable' in answer:
             raise PeerUnavailableError(answer['unavailable'])
         return answer

@@ -156,7 +156,7 @@ class KerasPeer:
 
 
 def make_optimizer(settings: dict) -> keras.optimizers.Optimizer:
-    """Weight decay is decoupled and spares biases and normalisation, as in common/training/optim.py."""
+    """Weight decay is that of common/training/optim.py, which spares biases and normalisation."""
     clip = {'global_clipnorm': settings['gradient_clip'] or None, 'weight_decay': settings['weight_decay'] or None}
     rate = settings['learning_rate']
     if settings['name'] == 'sgd':

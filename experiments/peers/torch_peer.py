@@ -237,7 +237,7 @@ class TorchPeer:
 
 
 def make_optimizer(model: nn.Module, settings: dict, fused: bool) -> torch.optim.Optimizer:
-    """Weight decay is decoupled and spares biases and normalisation, as in common/training/optim.py."""
+    """Weight decay is that of common/training/optim.py, which spares biases and normalisation."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {'params': [p for p in trained if p.ndim > 1], 'weight_decay': settings['weight_decay']},
