@@ -10,8 +10,6 @@ python -m experiments.evaluate --workdir=RUN[,RUN...] [--split=test] [--checkpoi
                                [--against=OTHER[,OTHER...]]
 """
 
-import pathlib
-
 from absl import flags
 
 from common import runtime
@@ -33,18 +31,21 @@ _VIEWS = flags.DEFINE_enum('views', None, list(VIEWS), 'Views to average over, r
 _WALK_FORWARD = flags.DEFINE_integer(
     'walk_forward', 0, 'Train anew and judge on this many consecutive periods of the test split.', lower_bound=0
 )
+UNUSED = ('split', 'checkpoint', 'batch_size', 'views')  # by a walk forward
 
 
 def main() -> None:
-    workdirs = [pathlib.Path(workdir) for workdir in _WORKDIR.value]
-    against = [pathlib.Path(workdir) for workdir in _AGAINST.value]
+    workdirs = [*map(launch.path, _WORKDIR.value)]
+    against = [*map(launch.path, _AGAINST.value)]
     config = load_run(workdirs[0]).config
     runtime.start(cpu_devices=cpu_devices(config.cpu_devices, config.batch_size) if _WALK_FORWARD.value else 1)
-    data_dir = pathlib.Path(_DATA_DIR.value) if _DATA_DIR.value else None
+    data_dir = launch.path(_DATA_DIR.value) if _DATA_DIR.value else None
     how = _SPLIT.value, _CHECKPOINT.value, data_dir, _BATCH_SIZE.value, _VIEWS.value
     if _WALK_FORWARD.value:
         if len(workdirs) > 1 or against:
             raise UsageError('--walk_forward trains the config of one run anew; give one --workdir and no --against')
+        if given := [name for name in UNUSED if not flags.FLAGS[name].using_default_value]:
+            raise UsageError(f'--walk_forward judges the best of every period on its test split, without --{given[0]}')
         directory, lines = walk_forward(workdirs[0], data_dir, _WALK_FORWARD.value)
     elif against:
         print('\n'.join(compare(workdirs, against, *how)))

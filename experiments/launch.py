@@ -33,7 +33,12 @@ def define_config() -> flags.FlagHolder:
 
 def data_dir(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
     """The folder that a --data_dir flag names, or the default."""
-    return pathlib.Path(flag.value or default_data_dir()).expanduser()
+    return path(str(flag.value or default_data_dir()))
+
+
+def path(text: str) -> pathlib.Path:
+    """As a flag gives it: shells expand no ~ after an equals sign."""
+    return pathlib.Path(text).expanduser()
 
 
 def prepare_if_needed(config: ConfigDict, data_dir: pathlib.Path) -> None:

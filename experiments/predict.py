@@ -29,20 +29,27 @@ _VIEWS = flags.DEFINE_enum('views', None, list(VIEWS), 'Views of every image to 
 
 
 def main() -> None:
-    found = {pattern: map(pathlib.Path, sorted(glob.glob(pattern, recursive=True))) for pattern in _INPUTS.value}
+    found = {pattern: _matches(str(launch.path(pattern))) for pattern in _INPUTS.value}
     # A pattern with ** matches the files of a folder beside the folder itself.
     paths = [path for pattern, matches in found.items() for path in matches if '**' not in pattern or path.is_file()]
-    if not paths:
-        raise DataError(f'no file matches --inputs={",".join(_INPUTS.value)}')
-    output = pathlib.Path(_OUTPUT.value)
+    missing = [pattern for pattern, matches in found.items() if not matches]
+    if missing or not paths:
+        raise DataError(f'no file matches --inputs={",".join(missing or _INPUTS.value)}')
+    output = launch.path(_OUTPUT.value)
     _check_writable(output)
     runtime.start()
-    runs = restore_all([pathlib.Path(workdir) for workdir in _WORKDIR.value], _CHECKPOINT.value)
+    runs = restore_all([*map(launch.path, _WORKDIR.value)], _CHECKPOINT.value)
     splits = [run.task.read_inputs(paths) for run in runs]  # each as its own model wants it
     said = [predict(run, split, views=_VIEWS.value) for run, split in zip(runs, splits, strict=True)]
     task = runs[0].task
     task.write_predictions(average(task, said), splits[0], output)
     print(f'{len(splits[0])} predictions: {output}')
+
+
+def _matches(pattern: str) -> list[pathlib.Path]:
+    """What is there by that very name, or else what the pattern matches."""
+    literal = pathlib.Path(pattern)
+    return [literal] if literal.exists() else [*map(pathlib.Path, sorted(glob.glob(pattern, recursive=True)))]
 
 
 def _check_writable(output: pathlib.Path) -> None:

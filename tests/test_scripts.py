@@ -435,7 +435,7 @@ def test_bad_flags_are_refused_and_named(script, trained, tmp_path, flag, status
     [
         ('lesion/configs/nowhere.py', ['lesion/configs/nowhere.py', 'No such file']),
         ('lesion/configs/__init__.py', ["no attribute 'get_config'"]),
-        ('lesion/configs/demo.py:nope', ["config.variant is 'nope'; it may be cnn, cnn_lstm"]),
+        ('lesion/configs/demo.py:nope', ["there is no variant 'nope'; after --config=FILE: it may be cnn, cnn_lstm"]),
     ],
 )
 def test_an_unknown_config_or_variant_is_refused_and_named(script, trained, tmp_path, config, words):
@@ -528,12 +528,15 @@ def test_predict_names_inputs_that_are_missing_or_unreadable(script, trained, ru
     (photos / 'broken.jpg').write_bytes(b'no image')
     (empty / 'notes.txt').write_text('no image')
     predict = ('predict', f'--workdir={run}', f'--output={tmp_path}/out.csv')
-    assert_refused(script(*predict, f'--inputs={photos}/*.png'), 1, f'no file matches --inputs={photos}/*.png')
+    for inputs in (f'{photos}/*.png', f'{photos}/broken.jpg,{photos}/*.png'):
+        assert_refused(script(*predict, f'--inputs={inputs}'), 1, f'no file matches --inputs={photos}/*.png')
     for inputs in (f'{photos}/*.jpg', photos):
         assert_refused(script(*predict, f'--inputs={inputs}'), 1, f'{photos}/broken.jpg', 'not a readable image')
     assert_refused(script(*predict, f'--inputs={empty}'), 1, f'{empty} holds no image')
     assert not (tmp_path / 'out.csv').exists()
     shutil.copy(next(trained.raw_dir.rglob('*.jpg')), photos / 'sound.jpg')
+    shutil.copy(photos / 'sound.jpg', tmp_path / 'photo [1].jpg')  # a pattern by its looks
+    assert script(*predict, f'--inputs={tmp_path}/photo [1].jpg').status == 0
     ended = script(*predict, f'--inputs={photos}')
     assert ended.status == 0
     assert f'not predicted, 1:\n  {photos}/broken.jpg: not a readable image' in ended.stdout

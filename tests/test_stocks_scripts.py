@@ -40,7 +40,7 @@ def test_demo_prices_are_trained_judged_and_forecast(script, folders, tmp_path, 
     for name in ('mse_scaled', 'rmse', 'mae', 'mape', 'directional_accuracy'):
         assert metrics[f'naive_{name}'] > 0
     table = pd.read_csv(run / 'evaluation/test/predictions.csv')
-    assert list(table) == ['ticker', 'date', 'last_close', 'actual', 'predicted', 'lower_90', 'upper_90']
+    assert list(table) == ['ticker', 'date', 'target_date', 'last_close', 'actual', 'predicted', 'lower_90', 'upper_90']
     assert len(table) == metrics['examples']
     page = (run / 'evaluation/test/report.html').read_text()
     assert 'no financial advice' in page
@@ -80,6 +80,8 @@ def test_walking_forward_trains_and_judges_every_period(script, folders):
     run = runs / 'walked'
     flags = ['--config=stocks/configs/demo.py:returns', *SMALL, f'--data_dir={data}', f'--workdir={run}']
     assert script('train', *flags).status == 0
+    ended = script('evaluate', f'--workdir={run}', '--walk_forward=2', '--split=test')
+    assert (ended.status, 'without --split' in ended.stderr) == (2, True)
     ended = script('evaluate', f'--workdir={run}', '--walk_forward=2')
     assert ended.status == 0, ended.stderr
     periods = json.loads((run / 'walk_forward/metrics.json').read_text())

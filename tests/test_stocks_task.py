@@ -73,7 +73,7 @@ def test_the_report_of_the_naive_forecast_has_no_skill_and_says_so(prepared, tmp
     assert len(report['tickers']) == 24
     json.dumps(report, allow_nan=False)
     table = pd.read_csv(tmp_path / 'predictions.csv')
-    assert list(table) == ['ticker', 'date', 'last_close', 'actual', 'predicted', 'lower_90', 'upper_90']
+    assert list(table) == ['ticker', 'date', 'target_date', 'last_close', 'actual', 'predicted', 'lower_90', 'upper_90']
     assert len(table) == len(dataset.splits['test'])
     inside = (table['lower_90'] <= table['actual']) & (table['actual'] <= table['upper_90'])
     assert inside.mean() == pytest.approx(report['coverage_90'], abs=1e-3)

@@ -60,7 +60,7 @@ def predict(
     return members.combine(run.task, parts, rows) if members.count else parts[0]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=32)
 def _evaluator(run: Run, views: str | None) -> tuple[DataParallel, Evaluator, Tree]:
     """Kept for the next split, so that the program is compiled once and the weights are on the devices once."""
     parallel = DataParallel()

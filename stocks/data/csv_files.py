@@ -37,7 +37,7 @@ FAULTS = {  # kind: (meaning, whether prepare stops on it)
     'constant_column': ('columns that never change', False),
     'split': ('days on which Close moves and Adj Close does not: splits or spin-offs, no crashes', False),
     'possible_split': (
-        'moves of over 40% in a day, with no Adj Close to tell splits from crashes',
+        'moves by a factor of 1.4 and more in a day, with no Adj Close to tell splits from crashes',
         False,
     ),
 }

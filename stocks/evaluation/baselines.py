@@ -10,7 +10,8 @@ def baseline_prices(closes: np.ndarray, training: slice, horizon: int) -> dict[s
     """The baselines' forecasts from every row, `horizon` rows ahead, fitted on the rows `training` alone.
 
     Drift is the last close with the mean log-return added; autoregression is a least-squares fit to the last LAGS
-    daily log-returns. Where there are fewer than 60 training rows, both are the naive forecast.
+    daily log-returns. Where training rows are fewer than 60, or than twice the horizon and LAGS,
+    both are the naive forecast.
 
     Args:
       closes: float64 [rows].

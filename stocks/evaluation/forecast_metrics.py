@@ -51,7 +51,9 @@ def skill_interval(
     Whole days are drawn, with all their tickers, because tickers fall and rise together; days in blocks, because
     volatility clusters and horizons overlap. The percentiles lie as far out as Student's t for so many blocks (the
     expanded percentile interval: Hesterberg 2015). In simulations it then holds the truth 93 to 96% of the time one day
-    ahead, and 89 to 90% twenty days ahead.
+    ahead, and 87 to 90% twenty days ahead. Where volatility clusters in all tickers at once and the signal does not
+    grow with it, it holds a skill that is not zero 81% of the time (GARCH(1,1), 0.1 and 0.85) or less (55% where fourth
+    moments are almost infinite); at a skill of zero it errs no more than it should.
 
     Args:
       errors: float64 [examples].

@@ -120,7 +120,7 @@ def _against_naive(records: pd.DataFrame, forecast: np.ndarray, horizon: int) ->
 
 
 def _write_tables(predictions: pd.DataFrame, tickers: Mapping[str, Any], directory: pathlib.Path) -> None:
-    columns = ['ticker', 'date', 'last_close', 'actual', 'predicted', 'lower_90', 'upper_90']
+    columns = ['ticker', 'date', 'target_date', 'last_close', 'actual', 'predicted', 'lower_90', 'upper_90']
     predictions[columns].to_csv(directory / 'predictions.csv', index=False, float_format='%.9g')
     flat = pd.json_normalize(list(tickers.values()), sep='_').drop(columns='skill_interval_95')
     flat.insert(0, 'ticker', list(tickers))
