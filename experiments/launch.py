@@ -4,6 +4,7 @@ import errno
 import pathlib
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -78,6 +79,10 @@ def run(main: Callable[[], int | None]) -> None:
             print('interrupted', file=sys.stderr)
             return 128 + signal.SIGINT
 
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda message, category, *where: (
+        f'warning: {message}\n' if category is UserWarning else plain(message, category, *where)
+    )
     logging.set_verbosity(logging.WARNING)  # libraries report every file they write; --verbosity=0 shows it
     app.run(guarded, flags_parser=_parse)
 

@@ -568,3 +568,12 @@ def test_errors_reach_the_shell_as_one_sentence_and_a_status(trained, run, tmp_p
         assert stderr.startswith('error: ')
         assert words in stderr
         assert 'Traceback' not in stderr
+
+
+def test_a_warning_is_a_line(trained, tmp_path):
+    flags = (*trained.arguments, '--config.duration=1steps', '--config.schedule.warmup=0steps')
+    process = start_script('train', *flags, '--config.loss.class_weights=inverse', f'--workdir={tmp_path}/run')
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert stderr.startswith('warning: rare classes are favoured twice')
+    assert stderr.count('\n') == 1
