@@ -143,8 +143,12 @@ def test_persons_who_show_every_class_are_dealt_by_all_of_them():
     assert set(zip(labels, split, strict=True)) == {(label, name) for label in classes for name in FRACTIONS}
     assert collections.Counter(place.values())['train'] in (6, 7, 8)
     assert split.tolist() == grouped_stratified_split(labels, groups, FRACTIONS, seed=0).tolist()
-    with pytest.raises(DataError, match=r"Class 'a' has 2 group.* none is left for "):
+    with pytest.raises(DataError, match=r"Class 'a' has 2 group.* fewer than the 3 splits"):  # of two persons
         grouped_stratified_split(labels[:42], groups[:42], FRACTIONS, seed=0)
+    with pytest.raises(
+        DataError, match=r'has 3 group.* none is left for '
+    ):  # 3 and 4 would have to lie together, and apart
+        grouped_stratified_split(list('abcabacbc'), list('111223344'), FRACTIONS, seed=0)
 
 
 def test_complete_official_splits_stand():

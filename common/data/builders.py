@@ -15,10 +15,9 @@ from common.data.dataset import Dataset, Split
 from common.data.images import Decoding, decode_image, decoded_split, in_threads
 from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, base_name, open_raw
 from common.data.records import VERSION, preparing, read_images, write_images
-from common.data.splits import complete_splits, merge_groups
+from common.data.splits import SPLITS, complete_splits, merge_groups
 from common.errors import DataError, UsageError
 
-SPLITS = ('train', 'validation', 'test')
 IN_TRAINING = 'in_training'  # a fact of images outside training: whether their very bytes are in training too
 
 

@@ -52,7 +52,9 @@ def grouped_stratified_split(
     for group, counts in members.items():
         groups_of[min(counts, key=lambda label: (-counts[label], class_sizes[label], label))].append(group)
 
-    if any(len(names) < len(fractions) for names in groups_of.values()) and any(len(c) > 1 for c in members.values()):
+    appearances = collections.Counter(label for counts in members.values() for label in counts)
+    too_few = any(len(names) < len(fractions) for names in groups_of.values())
+    if too_few and min(appearances.values()) >= len(fractions):  # as members of groups there are enough of every class
         dealt = _deal_mixed(members, fractions, seed)
         return np.asarray([dealt[group] for group in groups])
     split_of: dict[str, str] = {}
@@ -103,10 +105,8 @@ def _deal_mixed(
             for label, count in members[name].items():
                 filled[split][label] += count
         empty = next(((label, split) for split in filled for label in sizes if not filled[split][label]), None)
-        uneven = sum(
-            abs(filled[split][label] / sizes[label] - share) for split, share in fractions.items() for label in sizes
-        )
-        uneven += math.inf if empty else 0
+        shares = [filled[split][label] / sizes[label] - share for split, share in fractions.items() for label in sizes]
+        uneven = math.inf if empty else sum(map(abs, shares))
         if best is None or uneven < best[0]:
             best = uneven, dealt, empty
     assert best is not None
