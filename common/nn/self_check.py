@@ -55,9 +55,8 @@ def check(layers: Mapping[Layer, str], cache: pathlib.Path) -> dict[str, str]:
             )
     settle(ways)
     if found != known:
-        with contextlib.suppress(
-            OSError
-        ):  # a folder that is full or not to be written: next time they are checked again
+        # Where the folder is full or not to be written, they are checked again next time.
+        with contextlib.suppress(OSError):
             _keep(found, file)
     return ways
 
