@@ -269,16 +269,23 @@ def test_time_to_the_first_step_is_taken_from_the_training_itself(tmp_path: path
         import os, pathlib, sys, time
         workdir = pathlib.Path(next(a for a in sys.argv if a.startswith('--workdir='))[10:])
         cache = pathlib.Path(os.environ['TRIPTYCH_COMPILE_CACHE'])
+        print('data: resident')
         time.sleep(0.3 if cache.exists() else 1.3)
         cache.mkdir(exist_ok=True)
+        print('compiled in a moment')
+        time.sleep(0.2)
         workdir.mkdir()
         (workdir / 'metrics.jsonl').write_text('{"step": 1}')
         time.sleep(60)
         """)
     )
-    seconds = first_step([sys.executable, str(script)])
-    assert seconds['cold'] > 1.3
-    assert 0.3 < seconds['warm'] < seconds['cold'] - 0.5
+    cold, warm = first_step([sys.executable, str(script)]).values()
+    assert cold['step'] > 1.5
+    assert 0.5 < warm['step'] < cold['step'] - 0.5
+    for reached in (cold, warm):
+        assert list(reached) == ['data', 'compiled', 'step']
+    assert cold['data'] < cold['compiled'] - 1.0
+    assert cold['compiled'] < cold['step'] - 0.1
     with pytest.raises(UserError, match='no such training'):
         first_step([sys.executable, '-c', 'raise SystemExit("no such training")'])
 

@@ -102,8 +102,9 @@ def start_rows(training: Training, train: Sequence[str]) -> list[Row]:
     """Seconds from the start of `train`, the command of such a training, to the end of its first step."""
     transport = training.transport_choice.kind
     return [
-        _row(training, transport, f'first step, {cache} compile cache', [seconds]) | {'unit': 's'}
-        for cache, seconds in first_step(train).items()
+        _row(training, transport, f'first step, {cache} compile cache', [reached['step']])
+        | {'unit': 's', 'reached': reached}
+        for cache, reached in first_step(train).items()
     ]
 
 

@@ -32,6 +32,7 @@ def _cells(row: Row) -> list[str]:
     notes = [f'{row[key]:,} {words}' for key, words in counted.items() if row.get(key, 1) > 1]
     if 'share_of_step' in row:
         notes.append(f'{row["share_of_step"]:.2f} of the step')
+    notes += [f'{stage} after {when:.1f}' for stage, when in row.get('reached', {}).items() if stage != 'step']
     if row.get('augmentation') is False:
         notes.append('no augmentation')
     names = [row[key] for key in ('side', 'setting', 'kind', 'dtype')]

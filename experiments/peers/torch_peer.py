@@ -156,7 +156,11 @@ MODELS = {model.__name__: model for model in (CNN, ResidualCNN, EfficientNetLite
 
 
 class TorchPeer:
-    """Settings: eager as it comes, then with fused optimizer, then channels-last and compiled as well."""
+    """Settings: eager as it comes, then with fused optimizer, then channels-last and compiled as well.
+
+    On a GPU compiled with graphs of the model too (`reduce-overhead`), or the whole step, optimizer included, as one
+    CUDA graph (`captured`).
+    """
 
     # By default idle threads spin, which is fast on idle cores, and slow where they take cores from those with work.
     environments = () if DEVICE.type == 'cuda' else ({'OMP_WAIT_POLICY': 'passive'},)
@@ -172,9 +176,12 @@ class TorchPeer:
         self._is_image = len(spec['input_shape']) == 3
         layouts = ['contiguous', 'channels_last'] if self._is_image else ['contiguous']
         self.settings = [layouts[0], *(f'{layout}, fused' for layout in layouts)]
-        if spec['models'] == 1:  # of many, each would be compiled by itself, and after eight PyTorch gives up
-            modes = ['compile', 'compile reduce-overhead'] if DEVICE.type == 'cuda' else ['compile']
-            self.settings += [f'{layouts[-1]}, fused, {mode}' for mode in modes]
+        modes = ['compile', 'compile reduce-overhead', 'compile captured', 'captured']
+        if DEVICE.type != 'cuda':
+            modes = modes[:1]
+        if spec['models'] > 1:  # each would be compiled by itself, and after eight PyTorch gives up
+            modes = [mode for mode in modes if 'compile' not in mode]
+        self.settings += [f'{layouts[-1]}, fused, {mode}' for mode in modes]
         self.num_parameters = sum(
             p.numel() for p in MODELS[spec['model']['name']](spec).parameters() if p.requires_grad
         )
@@ -205,7 +212,7 @@ class TorchPeer:
         inputs, target = self._batch()
         if 'channels_last' in setting:
             model, inputs = model.to(memory_format=torch.channels_last), inputs.to(memory_format=torch.channels_last)
-        optimizer = make_optimizer(model, spec['optimizer'], fused='fused' in setting)
+        optimizer = make_optimizer(model, spec['optimizer'], 'fused' in setting, 'captured' in setting)
         loss_of = {'cross_entropy': F.cross_entropy, 'mse': F.mse_loss, 'huber': F.huber_loss}[spec['loss']]
         half = torch.autocast(DEVICE.type, torch.bfloat16) if spec['dtype'] == 'bfloat16' else contextlib.nullcontext()
         clip = spec['optimizer']['gradient_clip']
@@ -224,7 +231,7 @@ class TorchPeer:
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
 
-        return step
+        return captured(step) if 'captured' in setting else step
 
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         spec = self._spec
@@ -236,7 +243,21 @@ class TorchPeer:
         return inputs, torch.randn(spec['batch_size'], spec['num_outputs'], device=DEVICE)
 
 
-def make_optimizer(model: nn.Module, settings: dict, fused: bool) -> torch.optim.Optimizer:
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as one CUDA graph, recorded after a few that choose kernels and make the optimizer's state."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def make_optimizer(model: nn.Module, settings: dict, fused: bool, capturable: bool) -> torch.optim.Optimizer:
     """Weight decay is that of common/training/optim.py, which spares biases and normalisation."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -247,7 +268,7 @@ def make_optimizer(model: nn.Module, settings: dict, fused: bool) -> torch.optim
         momentum = settings['momentum']
         return torch.optim.SGD(groups, settings['learning_rate'], momentum=momentum, nesterov=momentum > 0, fused=fused)
     rule = {'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}[settings['name']]
-    return rule(groups, settings['learning_rate'], fused=fused)
+    return rule(groups, settings['learning_rate'], fused=fused, capturable=capturable)
 
 
 if __name__ == '__main__':
