@@ -7,6 +7,7 @@ import platform
 import re
 
 _CPUINFO = pathlib.Path('/proc/cpuinfo')
+_CPUS = pathlib.Path('/sys/devices/system/cpu')
 _CONTAINER = pathlib.Path('/sys/fs/cgroup')
 # Features that decide which formulation is fast.
 _TELLING = ('avx2', 'avx512f', 'avx_vnni', 'avx512_bf16', 'amx_bf16')
@@ -15,6 +16,14 @@ _TELLING = ('avx2', 'avx512f', 'avx_vnni', 'avx512_bf16', 'amx_bf16')
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def physical_cores() -> int:
+    """Of `cores`, how many do not share their units with another one of them, as two threads of a core do."""
+    if not hasattr(os, 'sched_getaffinity'):
+        return cores()
+    lists = {core: _CPUS / f'cpu{core}' / 'topology' / 'thread_siblings_list' for core in os.sched_getaffinity(0)}
+    return len({path.read_text(encoding='utf-8') if path.is_file() else core for core, path in lists.items()})
 
 
 def memory() -> int:

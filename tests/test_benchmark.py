@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from common.benchmark import rates
+from common.benchmark import peers, rates
 from common.benchmark.measure import against_peers, scaling_rows
 from common.benchmark.peers import Peer, PeerUnavailableError, specification
 from common.benchmark.program import LEAD, Program, forget, streamed
@@ -31,26 +31,28 @@ from stocks.task import Stocks
 from tests.conftest import Ended, Trained
 
 PEERS = pathlib.Path(__file__).parents[1] / 'experiments' / 'peers'
-# Speaks the protocol, trains nothing: `quick` takes a thousandth of a second a step, `slow` two, `broken` fails.
+# Speaks the protocol, trains nothing: `quick` takes a thousandth of a second a step, `slow` two, `broken` fails; with a
+# thread a core all is twice as fast.
 FAKE = """
     import os
     import sys
     sys.path.insert(0, {peers!r})
-    from protocol import serve
+    from protocol import fewer_threads, serve, threads
 
     class Fake:
         settings = ['slow', 'quick', 'broken']
-        environments = [{{'SPEED': 'double'}}]
         versions = {{'fake': '1.0'}}
 
         def __init__(self, spec):
             print('libraries chatter')
             self.num_parameters = {num_parameters}
+            self.environments = fewer_threads(spec)
+            self.speed = 8 / threads(spec)
 
         def run(self, setting, steps):
             if setting == 'broken':
                 raise RuntimeError('no compiler')
-            return steps * {{'slow': 0.002, 'quick': 0.001}}[setting] / (2 if os.environ.get('SPEED') else 1)
+            return steps * {{'slow': 0.002, 'quick': 0.001}}[setting] / self.speed
 
     serve(Fake)
 """
@@ -195,17 +197,21 @@ def test_specification_tells_what_the_model_is(training: Training) -> None:
     assert spec['optimizer']['name'] == 'adamw'
 
 
-def test_best_setting_and_environment_of_a_peer_count(training: Training, tmp_path: pathlib.Path) -> None:
+def test_best_setting_and_environment_of_a_peer_count(
+    training: Training, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, 'cores', lambda: 8)
+    monkeypatch.setattr(peers, 'physical_cores', lambda: 4)
     script, said = fake_peer(tmp_path, parameters_of(training)), []
     rows, ratios, versions = against_peers(training, {'fake': (script, sys.executable)}, 3, said.append)
     theirs = [row for row in rows if row['side'] == 'fake' and row['kind'] == 'step']
     ours = [row for row in rows if row['side'] == 'triptych']
-    best = 'quick, SPEED=double'
+    best = 'quick, PEER_THREADS=4'
     assert [row['median'] for row in theirs] == [pytest.approx(32_000)]
     assert [row['setting'] for row in rows if row['kind'] == 'step, trial'] == [
         'slow',
         'quick',
-        'slow, SPEED=double',
+        'slow, PEER_THREADS=4',
         best,
     ]
     assert [(r['peer'], r['setting'], r['dtype'], r['kind']) for r in ratios] == [('fake', best, 'float32', 'step')]

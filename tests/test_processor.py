@@ -29,6 +29,18 @@ def test_elsewhere_nothing_is_assumed(listed, monkeypatch, tmp_path):
     assert module.processor.__wrapped__()['features'] == ''
 
 
+def test_two_threads_of_a_core_are_one_physical_core(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, '_CPUS', tmp_path)
+    monkeypatch.setattr(module.os, 'sched_getaffinity', lambda process: {0, 1, 2, 5})
+    assert module.physical_cores() == 4  # where nothing is told
+    for core, siblings in {0: '0,4', 1: '1,5', 2: '2,6', 5: '1,5'}.items():
+        folder = tmp_path / f'cpu{core}' / 'topology'
+        folder.mkdir(parents=True)
+        (folder / 'thread_siblings_list').write_text(f'{siblings}\n')
+    assert module.physical_cores() == 3
+    assert module.cores() == 4
+
+
 def test_a_containers_limit_counts_where_it_is_lower(monkeypatch, tmp_path):
     monkeypatch.setattr(module, '_CONTAINER', tmp_path)
     machine = module.memory()

@@ -175,7 +175,7 @@ def _row(training: Training, setting: str, kind: str, samples: list[float], peer
         'model': type(training.model).__name__,
         'dtype': dtype(training),
         'batch_size': training.config.batch_size,
-        'devices': len(training.parallel),
+        'devices': 1 if peer else len(training.parallel),
         'models': training.members.count or 1,
         **spread(samples),
         'unit': 'examples/s',

@@ -24,7 +24,7 @@ from common.config import plain
 from common.errors import UserError
 from common.evaluation.restore import example_inputs
 from common.process import switched_off
-from common.processor import cores
+from common.processor import cores, physical_cores
 from common.training.setup import Training, num_parameters
 
 # PyTorch's own word for huge pages; ours of memory it inherits.
@@ -63,6 +63,7 @@ def specification(training: Training) -> dict[str, Any]:
         'models': training.members.count or 1,
         'dtype': dtype(training),
         'threads': cores(),
+        'physical_cores': physical_cores(),
     }
 
 

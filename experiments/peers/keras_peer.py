@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from protocol import efficientnet_blocks, serve
+from protocol import efficientnet_blocks, fewer_threads, serve, threads
 
 
 def conv(x: keras.KerasTensor, width: int, kernel: int = 3) -> keras.KerasTensor:
@@ -96,8 +96,6 @@ SETTINGS = {'graph': False, 'graph, jit_compile': True}
 class KerasPeer:
     """Settings: the training function as TensorFlow runs it, and compiled by its XLA."""
 
-    environments = ()
-
     def __init__(self, spec: dict):
         if spec['model']['name'] not in MODELS:
             raise NotImplementedError(f'keras_peer.py has no {spec["model"]["name"]}')
@@ -105,7 +103,8 @@ class KerasPeer:
             raise NotImplementedError('keras_peer.py trains one model, not many in turn')
         if spec['dtype'] == 'bfloat16':
             keras.mixed_precision.set_global_policy('mixed_bfloat16')
-        tf.config.threading.set_intra_op_parallelism_threads(spec['threads'])
+        tf.config.threading.set_intra_op_parallelism_threads(threads(spec))
+        self.environments = fewer_threads(spec)
         self._spec, self._prepared = spec, ''
         self.settings = list(SETTINGS)
         self.num_parameters = sum(int(np.prod(v.shape)) for v in self._build().trainable_variables)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+THREADS = 'PEER_THREADS'
+
 
 def efficientnet_blocks(model: dict) -> Iterator[tuple[int, int, int, int, float]]:
     """Kernel side, stride, expansion, channels and drop rate of every block, from the model's `stages`."""
@@ -14,6 +16,17 @@ def efficientnet_blocks(model: dict) -> Iterator[tuple[int, int, int, int, float
         for block in range(blocks):
             yield side, stride if block == 0 else 1, expansion, channels, model['drop_connect'] * number / count
             number += 1
+
+
+def threads(spec: dict) -> int:
+    """As many as there are cores to use, unless this process is one with fewer of them."""
+    return int(os.environ.get(THREADS, spec['threads']))
+
+
+def fewer_threads(spec: dict) -> list[dict[str, str]]:
+    """What to try as well where cores have two threads each: a thread a core, often the faster choice."""
+    physical = spec['physical_cores']
+    return [{THREADS: str(physical)}] if physical < spec['threads'] else []
 
 
 def serve(make: Callable[[dict], Any]) -> None:

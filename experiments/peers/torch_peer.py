@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from protocol import efficientnet_blocks, serve
+from protocol import efficientnet_blocks, fewer_threads, serve, threads
 from torch import nn
 from torch.nn import functional as F
 
@@ -162,15 +162,17 @@ class TorchPeer:
     CUDA graph (`captured`).
     """
 
-    # By default idle threads spin, which is fast on idle cores, and slow where they take cores from those with work.
-    environments = () if DEVICE.type == 'cuda' else ({'OMP_WAIT_POLICY': 'passive'},)
-
     def __init__(self, spec: dict):
         if spec['model']['name'] not in MODELS:
             raise NotImplementedError(f'torch_peer.py has no {spec["model"]["name"]}')
-        torch.set_num_threads(spec['threads'])
+        torch.set_num_threads(threads(spec))
         torch.set_float32_matmul_precision('high')  # TF32 on a GPU, as jax has it
         torch.backends.cudnn.benchmark = True
+        self.environments: list[dict[str, str]] = []
+        if DEVICE.type == 'cpu':
+            # Idle threads spin, which is fast on idle cores, and slow where they take cores from those with work.
+            passive, fewer = {'OMP_WAIT_POLICY': 'passive'}, fewer_threads(spec)
+            self.environments = [passive, *fewer, *(passive | each for each in fewer)]
         self._spec, self._prepared = spec, ''
         self._members: list[Callable[[], None]] = []
         self._is_image = len(spec['input_shape']) == 3
