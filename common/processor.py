@@ -1,6 +1,7 @@
 """The processor and the memory under a run, as far as the choice of a program depends on them."""
 
 import functools
+import math
 import os
 import pathlib
 import platform
@@ -14,16 +15,27 @@ _TELLING = ('avx2', 'avx512f', 'avx_vnni', 'avx512_bf16', 'amx_bf16')
 
 
 def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    """Those that this process may use, or as many as its container's share of time makes up where those are fewer."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return math.ceil(min(allowed, _share()))
+
+
+def _share() -> float:
+    """The container's limit, in seconds of a core for each that passes; infinite where there is none."""
+    quota, period = _CONTAINER / 'cpu' / 'cpu.cfs_quota_us', _CONTAINER / 'cpu' / 'cpu.cfs_period_us'  # of cgroup 1
+    files = [_CONTAINER / 'cpu.max'] if (_CONTAINER / 'cpu.max').is_file() else [quota, period]
+    numbers = ' '.join(file.read_text(encoding='utf-8') for file in files if file.is_file()).split()
+    limited = len(numbers) == 2 and all(number.isdigit() for number in numbers)
+    return int(numbers[0]) / int(numbers[1]) if limited else math.inf
 
 
 def physical_cores() -> int:
-    """Of `cores`, how many do not share their units with another one of them, as two threads of a core do."""
+    """`cores` where no two share their units, as two threads of a core do."""
     if not hasattr(os, 'sched_getaffinity'):
         return cores()
     lists = {core: _CPUS / f'cpu{core}' / 'topology' / 'thread_siblings_list' for core in os.sched_getaffinity(0)}
-    return len({path.read_text(encoding='utf-8') if path.is_file() else core for core, path in lists.items()})
+    different = {path.read_text(encoding='utf-8') if path.is_file() else core for core, path in lists.items()}
+    return min(len(different), cores())
 
 
 def memory() -> int:

@@ -29,6 +29,25 @@ def test_elsewhere_nothing_is_assumed(listed, monkeypatch, tmp_path):
     assert module.processor.__wrapped__()['features'] == ''
 
 
+def test_a_containers_share_of_time_counts_where_it_is_less(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, '_CONTAINER', tmp_path)
+    monkeypatch.setattr(module.os, 'sched_getaffinity', lambda process: set(range(64)))
+    assert module.cores() == 64
+    (tmp_path / 'cpu').mkdir()
+    quota, period = tmp_path / 'cpu' / 'cpu.cfs_quota_us', tmp_path / 'cpu' / 'cpu.cfs_period_us'
+    quota.write_text('-1\n')
+    period.write_text('100000\n')
+    assert module.cores() == 64
+    quota.write_text('250000\n')
+    assert module.cores() == 3
+    (tmp_path / 'cpu.max').write_text('max 100000\n')
+    assert module.cores() == 64
+    (tmp_path / 'cpu.max').write_text('200000 100000\n')
+    assert module.cores() == module.physical_cores() == 2
+    (tmp_path / 'cpu.max').write_text('5000 100000\n')
+    assert module.cores() == 1
+
+
 def test_two_threads_of_a_core_are_one_physical_core(monkeypatch, tmp_path):
     monkeypatch.setattr(module, '_CPUS', tmp_path)
     monkeypatch.setattr(module.os, 'sched_getaffinity', lambda process: {0, 1, 2, 5})
