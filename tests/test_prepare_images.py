@@ -1,6 +1,7 @@
 """Preparing image sets, from raw files to the arrays that training reads, with every fault a raw set can have."""
 
 import csv
+import errno
 import io
 import json
 import pathlib
@@ -15,6 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from common.data import images
 from common.data.builders import IN_TRAINING, is_prepared_images, load_images, prepare_images, prepared_path
 from common.data.folders import FOLDERS
 from common.data.images import Decoding, decode_image
@@ -344,6 +346,24 @@ def test_a_corrected_label_is_prepared_again_though_the_table_keeps_its_size(raw
     assert not prepare_images(HAM10000, config(), raw, tmp_path).kept
     labels = all_records(load_images(config(), tmp_path)).set_index('name').label
     assert labels['ISIC_030'] == labels['ISIC_031'] == HAM10000_CLASSES.index('nv')
+
+
+@pytest.mark.parametrize('reason', [errno.EROFS, errno.EACCES])
+def test_prepared_data_on_a_disk_that_cannot_be_written_are_read(raw, tmp_path, monkeypatch, reason):
+    prepare_images(HAM10000, config(), raw, tmp_path)
+    before = load_images(config(), tmp_path).splits['test']
+
+    def refuse(path, mode='r'):
+        assert mode == 'w'
+        raise OSError(reason, 'it cannot be written', str(path))
+
+    monkeypatch.setattr(images, 'open', refuse, raising=False)
+    assert prepare_images(HAM10000, config(), raw, tmp_path).kept
+    after = load_images(config(), tmp_path).splits['test']
+    np.testing.assert_array_equal(after.columns['image'], before.columns['image'])
+    reason = errno.ENOSPC
+    with pytest.raises(OSError, match='it cannot be written'):
+        prepare_images(HAM10000, config(), raw, tmp_path)
 
 
 def test_a_set_that_takes_the_place_of_one_from_elsewhere_says_so(raw, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import io
 import os
@@ -171,7 +172,16 @@ def in_threads[T, R](function: Callable[[T], R], items: Sequence[T], title: str)
 
 @contextlib.contextmanager
 def exclusive(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes out; the lock goes with the process, however it ends."""
-    with open(directory / '.lock', 'w') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Keeps other processes out; the lock goes with the process, however it ends.
+
+    Where nothing can be written there is no lock, and nothing to keep others from.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(directory / '.lock', 'w'))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES):
+                raise
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
