@@ -5,14 +5,19 @@ python -m experiments.predict --workdir=RUN[,RUN...] --inputs='photos/*.jpg' --o
 """
 
 import glob
+import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 
 from common import runtime
+from common.config import plain
+from common.data.dataset import Split
 from common.errors import DataError, UsageError
 from common.evaluation.predict import predict, restore_all
+from common.evaluation.restore import Run
 from common.evaluation.views import VIEWS
 from common.members import average
 from experiments import launch
@@ -39,7 +44,7 @@ def main() -> None:
     _check_writable(output)
     runtime.start()
     runs = restore_all([*map(launch.path, _WORKDIR.value)], _CHECKPOINT.value)
-    splits = [run.task.read_inputs(paths) for run in runs]  # each as its own model wants it
+    splits = _inputs(runs, paths)
     said = [predict(run, split, views=_VIEWS.value) for run, split in zip(runs, splits, strict=True)]
     task = runs[0].task
     task.write_predictions(average(task, said), splits[0], output)
@@ -50,6 +55,14 @@ def _matches(pattern: str) -> list[pathlib.Path]:
     """What is there by that very name, or else what the pattern matches."""
     literal = pathlib.Path(pattern)
     return [literal] if literal.exists() else [*map(pathlib.Path, sorted(glob.glob(pattern, recursive=True)))]
+
+
+def _inputs(runs: Sequence[Run], paths: Sequence[pathlib.Path]) -> list[Split]:
+    """The files as the model of each run wants them; read once for runs that differ in nothing but their seed."""
+    recipes = [json.dumps([{**plain(run.record.config), 'seed': None}, run.record.info]) for run in runs]
+    distinct = dict(zip(recipes, runs, strict=True))
+    read = {recipe: run.task.read_inputs(paths) for recipe, run in distinct.items()}
+    return [read[recipe] for recipe in recipes]
 
 
 def _check_writable(output: pathlib.Path) -> None:

@@ -321,9 +321,11 @@ def test_evaluation_writes_the_same_report_twice_and_averages_runs(script, train
     assert_self_contained((together / 'report.html').read_text())
 
     images = ','.join(str(next(trained.raw_dir.rglob(f'{name}.jpg'))) for name in averaged.image[:3])
-    output = first / 'predicted.csv'
-    ended = script('predict', f'--workdir={first},{second}', f'--inputs={images}', f'--output={output}')
+    output, broken = first / 'predicted.csv', first / 'broken.jpg'
+    broken.write_bytes(b'no image')
+    ended = script('predict', f'--workdir={first},{second}', f'--inputs={images},{broken}', f'--output={output}')
     assert ended.status == 0, ended.stderr
+    assert ended.stdout.count(f'{broken}: not a readable image') == 1  # read for both runs at once
     np.testing.assert_allclose(pd.read_csv(output).iloc[:, 3:], averaged.iloc[:3, 3:], atol=1.1e-6)
 
 
