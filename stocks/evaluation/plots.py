@@ -9,9 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from common.evaluation.plots import FAINT, INK, PALETTE, dress, legend, new_figure
+
 DAYS = 120  # that a zoom shows
 PANELS = 6  # tickers that one figure shows; with more, they are spread from the worst skill to the best
-BLUE, ORANGE, INK, FAINT = '#0072B2', '#D55E00', '#333333', '#BBBBBB'
+BLUE, ORANGE = PALETTE[:2]
 
 
 def forecasts(records: pd.DataFrame, skills: Mapping[str, float]) -> Figure:
@@ -25,7 +27,7 @@ def forecasts(records: pd.DataFrame, skills: Mapping[str, float]) -> Figure:
     chosen = [ranked[i] for i in np.unique(np.linspace(0, len(ranked) - 1, PANELS).round().astype(int))]
     columns = min(2, len(chosen))
     lines = -(-len(chosen) // columns)
-    figure = Figure(figsize=(5.6 * columns, 2.9 * lines), layout='constrained')
+    figure = new_figure(5.6 * columns, 2.9 * lines)
     for axes, ticker in zip(np.ravel(figure.subplots(lines, columns)), chosen, strict=False):
         rows = records[records['ticker'] == ticker].tail(DAYS)
         days = rows['target_date'].to_numpy()
@@ -34,10 +36,10 @@ def forecasts(records: pd.DataFrame, skills: Mapping[str, float]) -> Figure:
         axes.plot(days, rows['actual'], color=INK, lw=1.2, label='Actual')
         axes.plot(days, rows['predicted'], color=BLUE, lw=1.2, label='Predicted')
         _dates(axes)
-        _dress(axes, f'{ticker}: skill {skills[ticker]:+.3f}', '', 'Price')
+        dress(axes, f'{ticker}: skill {skills[ticker]:+.3f}', '', 'Price')
     for empty in figure.axes[len(chosen) :]:
         empty.set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
+    legend(figure.axes[0])
     return figure
 
 
@@ -46,15 +48,15 @@ def residuals(records: pd.DataFrame) -> Figure:
     relative = (records['actual'] - records['predicted']) / records['last_close']
     by_day = relative.groupby(records['target_date'].to_numpy()).quantile([0.05, 0.5, 0.95]).unstack()
     days = by_day.index.to_numpy()
-    figure = Figure(figsize=(9, 3.4), layout='constrained')
+    figure = new_figure(9, 3.4)
     axes = figure.add_subplot()
     if records['ticker'].nunique() > 1:
         axes.fill_between(days, by_day[0.05], by_day[0.95], color=BLUE, alpha=0.2, lw=0, label='90% of tickers')
     axes.plot(days, by_day[0.5], color=BLUE, lw=0.8, label='Median')
     axes.axhline(0, color=INK, lw=0.8)
     _dates(axes)
-    _dress(axes, 'Actual less predicted', '', 'Fraction of last close')
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    dress(axes, 'Actual less predicted', '', 'Fraction of last close')
+    legend(axes)
     return figure
 
 
@@ -63,7 +65,7 @@ def skill_by_ticker(skills: Mapping[str, float], intervals: Mapping[str, Sequenc
     names = sorted(skills, key=lambda ticker: skills[ticker])
     values = np.array([skills[name] for name in names])
     ends = np.array([intervals[name] or (np.nan, np.nan) for name in names])
-    figure = Figure(figsize=(6.4, 1.4 + 0.17 * len(names)), layout='constrained')
+    figure = new_figure(6.4, 1.4 + 0.17 * len(names))
     axes = figure.add_subplot()
     colours = [BLUE if low > 0 else ORANGE if high < 0 else INK for low, high in ends]
     axes.hlines(range(len(names)), ends[:, 0], ends[:, 1], colors=colours, lw=1.4)
@@ -71,7 +73,7 @@ def skill_by_ticker(skills: Mapping[str, float], intervals: Mapping[str, Sequenc
     axes.axvline(0, color=INK, lw=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-1, len(names))
-    _dress(axes, 'Skill against the last close, with 95% interval', '1 - RMSE / RMSE of naive', '')
+    dress(axes, 'Skill against the last close, with 95% interval', '1 - RMSE / RMSE of naive', '')
     axes.tick_params(axis='y', labelsize=6.5)
     return figure
 
@@ -81,7 +83,7 @@ def returns(records: pd.DataFrame, repetition: Mapping[str, Any]) -> Figure:
     last_close = records['last_close']
     predicted = np.log(records['predicted'].clip(lower=1e-12) / last_close)
     realised = np.log(records['actual'] / last_close)
-    figure = Figure(figsize=(9, 4.4), layout='constrained')
+    figure = new_figure(9, 4.4)
     panels = (
         ('correlation_with_next', realised, 'Realised return'),
         ('correlation_with_last', records['last_return'], 'Return just seen'),
@@ -89,7 +91,7 @@ def returns(records: pd.DataFrame, repetition: Mapping[str, Any]) -> Figure:
     for axes, (key, other, label) in zip(figure.subplots(1, 2), panels, strict=True):
         axes.scatter(other, predicted, s=4, color=BLUE, alpha=min(1.0, 2000 / len(records)), lw=0, rasterized=True)
         correlation = repetition[key]
-        _dress(axes, '' if correlation is None else f'Correlation {correlation:+.3f}', label, 'Predicted return')
+        dress(axes, '' if correlation is None else f'Correlation {correlation:+.3f}', label, 'Predicted return')
         axes.axhline(0, color=INK, lw=0.8)
     reach = float(np.abs(realised).max())
     figure.axes[0].plot([-reach, reach], [-reach, reach], color=FAINT, lw=1, ls='--', zorder=0)
@@ -100,14 +102,3 @@ def _dates(axes: Axes) -> None:
     locator = mdates.AutoDateLocator(maxticks=7)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))
-
-
-def _dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title, size=10, color=INK, loc='left')
-    axes.set_xlabel(x_label, size=9, color=INK)
-    axes.set_ylabel(y_label, size=9, color=INK)
-    axes.tick_params(labelsize=8, labelcolor=INK, color=FAINT)
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.spines[['left', 'bottom']].set_color(FAINT)
-    axes.grid(color=FAINT, lw=0.5, alpha=0.5)
-    axes.set_axisbelow(True)
