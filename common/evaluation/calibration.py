@@ -23,6 +23,11 @@ class ReliabilityCurve(NamedTuple):
     confidence: np.ndarray  # float64, mean probability of the predicted class
     accuracy: np.ndarray  # float64, share of the bin predicted correctly
 
+    @property
+    def error(self) -> float:
+        """The mean gap between confidence and accuracy over examples, in [0, 1]."""
+        return float(np.average(np.abs(self.accuracy - self.confidence), weights=self.counts))
+
 
 def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> ReliabilityCurve:
     """Compares the confidence of the predicted class with how often it is right (DeGroot & Fienberg 1983).
@@ -47,14 +52,13 @@ def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, num_bins: i
     )
 
 
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> float:
-    """Returns the mean gap between confidence and accuracy over examples, in [0, 1] (Naeini et al. 2015).
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the error of the `reliability_curve` (Naeini et al. 2015).
 
-    Takes what `reliability_curve` takes. Biased upwards in small samples: a perfectly calibrated model
-    has an error above zero, because the accuracy of a bin is itself noisy.
+    Biased upwards in small samples: a perfectly calibrated model has an error above zero, because the
+    accuracy of a bin is itself noisy.
     """
-    curve = reliability_curve(probabilities, labels, num_bins)
-    return float(np.average(np.abs(curve.accuracy - curve.confidence), weights=curve.counts))
+    return reliability_curve(probabilities, labels).error
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -89,7 +93,7 @@ def apply_temperature(logits: np.ndarray, temperature: float) -> np.ndarray:
     return special.softmax(logits.astype(np.float64) / temperature, axis=1)
 
 
-def conformal_threshold(probabilities: np.ndarray, labels: np.ndarray, coverage: float = 0.9) -> float:
+def conformal_threshold(probabilities: np.ndarray, labels: np.ndarray, coverage: float) -> float:
     """Returns the probability from which a class belongs in the prediction set (split conformal, LAC).
 
     If later examples are exchangeable with these, `prediction_sets` holds the true class with probability

@@ -149,8 +149,7 @@ def reliability_diagram(before: ReliabilityCurve, after: ReliabilityCurve | None
     top.plot([0, 1], [0, 1], color=FAINT, lw=1, ls='--', zorder=0)
     curves = {'Before calibration': before, 'After calibration': after} if after else {'Model': before}
     for (name, curve), colour, marker in zip(curves.items(), PALETTE, 'os', strict=False):
-        gap = np.average(np.abs(curve.accuracy - curve.confidence), weights=curve.counts)
-        label = f'{name}, calibration error {gap:.3f}'
+        label = f'{name}, calibration error {curve.error:.3f}'
         top.plot(
             curve.confidence,
             curve.accuracy,
