@@ -124,7 +124,7 @@ def _rows(raw: RawFiles, path: str) -> Iterator[tuple[str, Mapping[str, str]]]:
     reader = csv.reader(_text(raw, path))
     columns = _columns(reader)
     try:
-        for row in reader:
+        for row in filter(None, reader):  # a blank line is none
             yield f'{path} line {reader.line_num}', dict(zip(columns, row, strict=False))
     except csv.Error as error:
         raise DataError(f'{path} in {raw.path}, line {reader.line_num}: {error}') from error
@@ -132,7 +132,7 @@ def _rows(raw: RawFiles, path: str) -> Iterator[tuple[str, Mapping[str, str]]]:
 
 def _image(number: int, where: str, fields: Mapping[str, str]) -> RawImage:
     """Raises ValueError, saying what is wrong with the row."""
-    if 'usage' not in fields:
+    if not fields.keys() >= {*COLUMNS}:
         written = len(fields.get('pixels', '').split())
         raise ValueError(f'the line is truncated, after {written} of {SIDE * SIDE} pixels')
     usage, emotion = fields['usage'].strip(), fields['emotion'].strip()
@@ -179,7 +179,10 @@ def _votes(votes: Sequence[Mapping[str, object]], number: int, where: str, image
             f'{VOTES_TABLE} line {number + 2}: Usage is {usage}, but {where} is for {image.split}. The votes of '
             f'FER+ belong to the complete fer2013.csv, row by row.'
         )
-    return {votes_key(name): int(str(votes[number][column])) for name, column in VOTED_AS.items()}
+    try:
+        return {votes_key(name): int(str(votes[number][column])) for name, column in VOTED_AS.items()}
+    except ValueError as error:
+        raise DataError(f'{VOTES_TABLE} line {number + 2}: votes must be whole numbers ({error}).') from error
 
 
 SOURCES: Mapping[str, ImageSource] = {

@@ -36,10 +36,16 @@ def draw_rows(usages: Sequence[str] = ('Training', 'Training', 'PublicTest', 'Pr
     return [(label, random.integers(0, 256, (48, 48), np.uint8), usage) for label in labels for usage in usages]
 
 
-def write_table(folder: pathlib.Path, rows: Sequence[Row], end: str = '') -> pathlib.Path:
+def write_table(
+    folder: pathlib.Path, rows: Sequence[Row], end: str = '', header: str = 'emotion,pixels,Usage'
+) -> pathlib.Path:
     folder.mkdir(exist_ok=True)
-    lines = [f'{label},{" ".join(map(str, pixels.ravel()))},{usage}' for label, pixels, usage in rows]
-    (folder / 'fer2013.csv').write_text('\n'.join(['emotion,pixels,Usage', *lines, end]))
+    named = [
+        {'emotion': str(label), 'pixels': ' '.join(map(str, pixels.ravel())), 'Usage': usage}
+        for label, pixels, usage in rows
+    ]
+    lines = [','.join(row[column] for column in header.split(',')) for row in named]
+    (folder / 'fer2013.csv').write_text('\n'.join([header, *lines, end]))
     return folder
 
 
@@ -52,7 +58,7 @@ def write_folders(folder: pathlib.Path, rows: Sequence[Row], official_names: boo
     return folder
 
 
-def write_votes(folder: pathlib.Path, rows: Sequence[Row], votes: Sequence[Sequence[int]]) -> None:
+def write_votes(folder: pathlib.Path, rows: Sequence[Row], votes: Sequence[Sequence[object]]) -> None:
     columns = 'neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF'
     with open(folder / 'fer2013new.csv', 'w', newline='') as file:
         writer = csv.writer(file)
@@ -116,11 +122,22 @@ def test_folders_without_official_names_are_the_splits_they_say(tmp_path: pathli
     assert {name: len(dataset.splits[name]) for name in ('train', 'validation')} == {'train': 56, 'validation': 7}
 
 
-def test_a_truncated_line_is_named_and_can_be_skipped(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    ('header', 'end', 'pixels'),
+    [
+        ('emotion,pixels,Usage', '0,1 2 3', 3),
+        ('emotion,Usage,pixels', '0,Training', 0),  # as in icml_face_data.csv
+        ('pixels,Usage,emotion', '1 2 3,Training', 3),
+    ],
+)
+def test_a_truncated_line_is_named_and_can_be_skipped(
+    tmp_path: pathlib.Path, header: str, end: str, pixels: int
+) -> None:
     rows = draw_rows()
-    folder = write_table(tmp_path / 'table', rows, end='0,1 2 3')
+    folder = write_table(tmp_path / 'table', rows, end, header)
     config = config_of()
-    with pytest.raises(DataError, match=rf'fer2013\.csv line {len(rows) + 2}: .*truncated, after 3 of 2304 pixels'):
+    fault = rf'fer2013\.csv line {len(rows) + 2}: .*truncated, after {pixels} of 2304 pixels'
+    with pytest.raises(DataError, match=fault):
         prepare_images(SOURCES['fer2013'], config.dataset, folder, tmp_path / 'data')
     audit = prepare_images(SOURCES['fer2013'], config.dataset, folder, tmp_path / 'data', skip_bad=True)
     assert audit.counts['images'] == len(rows)
@@ -152,6 +169,14 @@ def test_a_table_is_read_for_its_columns_and_for_its_rows_and_no_more(tmp_path: 
 
         SOURCES['fer2013'].read(RawFiles(raw.path, raw.sizes, read), Audit('faces'))
     assert names == ['fer2013.csv'] * 2
+
+
+def test_blank_lines_are_no_rows(tmp_path: pathlib.Path) -> None:
+    folder = write_table(tmp_path / 'table', draw_rows(), end='\n\n')
+    table = (folder / 'fer2013.csv').read_text()
+    (folder / 'fer2013.csv').write_text(table.replace('\n', '\n\n', 3))
+    write_votes(folder, draw_rows(), [[1] * 10] * len(draw_rows()))
+    assert len(prepare(folder, tmp_path / 'data').splits['train']) == 14
 
 
 def test_a_lone_table_is_a_raw_data_set(tmp_path: pathlib.Path) -> None:
@@ -261,6 +286,15 @@ def test_votes_of_another_table_are_refused(tmp_path: pathlib.Path) -> None:
     folder = write_table(tmp_path / 'table', rows)
     write_votes(folder, rows[1:], [[1] * 10] * (len(rows) - 1))
     with pytest.raises(DataError, match=r'fer2013new\.csv line 3: Usage is PublicTest.*line 3 is for train'):
+        prepare_images(SOURCES['fer2013'], config_of().dataset, folder, tmp_path / 'data')
+
+
+@pytest.mark.parametrize('vote', ['', '4.0', 'many'])
+def test_votes_that_are_no_numbers_are_named(tmp_path: pathlib.Path, vote: str) -> None:
+    rows = draw_rows()
+    folder = write_table(tmp_path / 'table', rows)
+    write_votes(folder, rows, [[1] * 10, [vote] * 10, *[[1] * 10] * (len(rows) - 2)])
+    with pytest.raises(DataError, match=r'fer2013new\.csv line 3: votes must be whole numbers'):
         prepare_images(SOURCES['fer2013'], config_of().dataset, folder, tmp_path / 'data')
 
 
