@@ -1,6 +1,7 @@
 """Raw files: a folder and a zip read alike, and what is neither is refused with a sentence."""
 
 import concurrent.futures
+import os
 import pathlib
 import zipfile
 
@@ -89,6 +90,8 @@ def test_what_is_missing_empty_or_no_zip_is_refused(tmp_path):
     write_zip(tmp_path / 'empty.zip', {})
     truncated = write_zip(tmp_path / 'truncated.zip', {'a': bytes(1000)}, zipfile.ZIP_STORED)
     truncated.write_bytes(truncated.read_bytes()[:500])
+    damaged = write_zip(tmp_path / 'damaged.zip', {'a': b'', 'b': b''})
+    damaged.write_bytes(damaged.read_bytes().replace(b'PK\1\2', b'PK\0\0'))  # the entries of its directory
     for name, sentence in {
         'absent': 'There is no',
         'empty': 'is empty',
@@ -96,10 +99,19 @@ def test_what_is_missing_empty_or_no_zip_is_refused(tmp_path):
         'text.zip': 'nor a zip',
         'other.tar.gz': 'Unpack',
         'truncated.zip': 'truncated',
+        'damaged.zip': 'damaged',
     }.items():
         with pytest.raises(DataError, match=sentence) as error, open_raw(tmp_path / name):
             pass
         assert name in str(error.value)
+
+
+def test_a_name_that_is_not_utf8_is_told_as_far_as_it_can_be(tmp_path):
+    write(tmp_path, {'cat/1.jpg': b''})
+    pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b'/cat/m\xe9lanome.jpg')).write_bytes(b'')
+    with pytest.raises(DataError, match=r"m.*lanome\.jpg' is not written in UTF-8") as error, open_raw(tmp_path):
+        pass
+    str(error.value).encode()
 
 
 def test_a_damaged_member_of_a_zip_is_named(tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import pathlib
+import re
 import threading
 import zipfile
 import zlib
@@ -65,7 +66,7 @@ def open_raw(path: pathlib.Path, beside: Collection[str] = ()) -> Iterator[RawFi
     Links are followed, to files and to folders.
 
     Raises:
-      DataError: where there is nothing, no file in it, or something else than a folder or a zip.
+      DataError: where there is nothing, no file in it, a name that is not in UTF-8, or no folder and no sound zip.
     """
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
@@ -78,12 +79,14 @@ def open_raw(path: pathlib.Path, beside: Collection[str] = ()) -> Iterator[RawFi
         found = {p.name: p.stat().st_size for p in (path, *map(path.with_name, beside)) if p.is_file()}
         yield _files(path, found, lambda name: path.with_name(name).read_bytes())
     elif path.is_file():
-        if not zipfile.is_zipfile(path):
+        try:
+            archive = zipfile.ZipFile(path)
+        except (OSError, NotImplementedError, zipfile.BadZipFile) as error:
             raise DataError(
-                f'{path} is neither a folder nor a zip file (or the zip is truncated). Unpack other archives, and '
-                f'point --raw_dir to the folder.'
-            )
-        with zipfile.ZipFile(path) as archive:
+                f'{path} is neither a folder nor a zip file, or the zip is truncated or damaged ({error}). Unpack '
+                'other archives, and point --raw_dir to the folder.'
+            ) from error
+        with archive:
             found = {entry.filename: entry.file_size for entry in archive.infolist() if not entry.is_dir()}
             lock = threading.Lock()
 
@@ -113,6 +116,8 @@ def _files(path: pathlib.Path, found: Mapping[str, int], read: Callable[[str], b
     names = sorted(name for name in found if not any(map(_is_litter, name.split('/'))))
     if not names:
         raise DataError(f'{path} is empty. Point --raw_dir to the folder or the zip with the raw files.')
+    if foreign := [name for name in names if re.search('[\ud800-\udfff]', name)]:  # how Python shows stray bytes
+        raise DataError(f'{path}: the name {foreign[0]!r} is not written in UTF-8. Rename the file or its folder.')
     tops = {name.partition('/')[0] if '/' in name else '' for name in names}
     prefix = f'{tops.pop()}/' if len(tops) == 1 and '' not in tops else ''
     return RawFiles(
