@@ -24,7 +24,7 @@ from common.runtime import compute_dtype
 from common.task import Task
 from common.types import Array, Batch, Keys, Predictions, Tree
 from stocks.data import datasets
-from stocks.data.csv_files import History, Reader, price_names
+from stocks.data.csv_files import FAULTS, History, Reader, price_names
 from stocks.data.panel import chosen, feature_values, records_of
 from stocks.data.periods import walk_forward_dates
 from stocks.data.scaling import Scaler, TargetScaler, scaler_of, target_scaler
@@ -182,8 +182,7 @@ class Stocks(Task):
         reader = Reader()
         files = [file for path in paths for file in contents(path, price_names)]
         histories = [history for name, content in files for history in reader.read(name, content)]
-        findings = reader.add_to(Audit('inputs')).findings
-        faults = [fault for finding in findings if finding.fatal for fault in finding.items]
+        faults = [fault for kind, (_, fatal) in FAULTS.items() if fatal for fault in reader.faults[kind]]
         if faults:
             raise DataError('cannot forecast from files with faults; mend them:\n  ' + '\n  '.join(faults))
         found, skipped = [], [f'{name} has no usable row' for name in reader.faults['no_rows']]

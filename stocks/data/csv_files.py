@@ -81,7 +81,7 @@ class Reader:
         self.formats[layout] += 1
         return [history for ticker, table in tables.items() for history in self._histories(name, ticker, table)]
 
-    def add_to(self, audit: Audit) -> Audit:
+    def add_to(self, audit: Audit) -> None:
         """Adds the findings so far."""
         histories = list(self.histories.values())
         layouts = {layout: {'files': files} for layout, files in self.formats.items()}
@@ -95,7 +95,6 @@ class Reader:
             )
         for kind, (meaning, fatal) in FAULTS.items():
             audit.add(kind, meaning, self.faults[kind], fatal=fatal)
-        return audit
 
     def _histories(self, name: str, only: str, frame: pd.DataFrame) -> list[History]:
         """Those in one table, of the ticker `only` if that is not empty, that are not known yet."""

@@ -1,9 +1,8 @@
 """Prepares a folder of price files once, as ArrayRecord, and loads it as the splits that a config asks for."""
 
-import contextlib
 import importlib.util
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 
 from common.data.audit import Audit
 from common.data.dataset import Dataset
-from common.data.raw import RawFiles, open_raw
+from common.data.raw import open_raw
 from common.data.records import VERSION, preparing, write_records
 from common.errors import DataError, UsageError
 from stocks.data.csv_files import COLUMNS, History, Reader, price_names
@@ -44,12 +43,18 @@ def prepare(config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.
     """
     check(config)
     final = _prepared_path(config, data_dir)
-    with preparing(final, final.parent) as written, _open(config, raw_dir, final) as (raw, names):
+    if raw_dir is None and config.name != DEMO:
+        raise UsageError(
+            f'there are no raw files to prepare {config.name} in {final} from: set config.dataset.raw_dir '
+            '(experiments.prepare also takes --raw_dir) to a folder or a zip of daily prices, one CSV a ticker, or '
+            'give the --data_dir in which they are prepared'
+        )
+    with preparing(final, final.parent) as written, open_raw(raw_dir or _demo_folder()) as raw:
         audit = Audit.begin(f'daily prices ({config.name})', final / 'audit.json', raw.path, raw.signature())
         if audit.kept:
             return audit
         reader = Reader()
-        for name in names:
+        for name in price_names(raw) if raw_dir else [DEMO_FILE]:
             reader.read(name, raw.read(name))
         reader.add_to(audit)
         if not skip_bad:
@@ -92,23 +97,7 @@ def read_histories(config: ConfigDict, data_dir: pathlib.Path) -> list[History]:
 
 
 def _example(history: History) -> Mapping[str, Any]:
-    dates = history.dates.astype('datetime64[D]').astype(np.int64)
-    return {'ticker': history.ticker, 'dates': dates, 'values': history.values}
-
-
-@contextlib.contextmanager
-def _open(
-    config: ConfigDict, raw_dir: pathlib.Path | None, prepared: pathlib.Path
-) -> Iterator[tuple[RawFiles, list[str]]]:
-    """The raw files and which of them hold prices."""
-    if raw_dir is None and config.name != DEMO:
-        raise UsageError(
-            f'there are no raw files to prepare {config.name} in {prepared} from: set config.dataset.raw_dir '
-            '(experiments.prepare also takes --raw_dir) to a folder or a zip of daily prices, one CSV a ticker, or '
-            'give the --data_dir in which they are prepared'
-        )
-    with open_raw(raw_dir or _demo_folder()) as raw:
-        yield raw, [DEMO_FILE] if raw_dir is None else price_names(raw)
+    return {'ticker': history.ticker, 'dates': history.dates.astype(np.int64), 'values': history.values}
 
 
 def _demo_folder() -> pathlib.Path:
