@@ -108,8 +108,7 @@ class ClassificationTask(Task):
             return {**batch, 'inputs': inputs}
         target = self.target(batch)
         if keys is not None:
-            mixed = mix(inputs, target, keys, self.config.augment)
-            return {**batch, 'inputs': mixed[0], 'target': mixed[1]}
+            inputs, target = mix(inputs, target, keys, self.config.augment)
         return {**batch, 'inputs': inputs, 'target': target}
 
     def target(self, batch: Batch) -> Array:

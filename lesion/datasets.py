@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -215,12 +216,11 @@ def _images(
     audit.add(
         'unreadable_ages', 'rows whose age is no number, taken for unknown', name_rows(ages.isna() & (rows.age != ''))
     )
-    kept = rows[~(repeated | unknown | without_image)].to_dict('records')
+    kept = rows.assign(age=ages)[~(repeated | unknown | without_image)].to_dict('records')
     return [_image(raw, row, paths[row['image']], ('sex', 'localization', *more_facts)) for row in kept]
 
 
-def _image(raw: RawFiles, row: Mapping[str, str], path: str, facts: Collection[str]) -> RawImage:
-    age = pd.to_numeric(row['age'], errors='coerce')
+def _image(raw: RawFiles, row: Mapping[str, Any], path: str, facts: Collection[str]) -> RawImage:
     return RawImage(
         name=row['image'],
         path=path,
@@ -228,7 +228,7 @@ def _image(raw: RawFiles, row: Mapping[str, str], path: str, facts: Collection[s
         label=row['label'],
         group=row['lesion_id'] or row['image'],
         split=row['split'] or None,
-        facts={'age': None if pd.isna(age) else float(age), **{key: row[key] or None for key in facts}},
+        facts={'age': None if pd.isna(row['age']) else float(row['age']), **{key: row[key] or None for key in facts}},
     )
 
 
