@@ -1,6 +1,8 @@
 """Test-time augmentation: the views themselves, their average, and the figures beside the plain ones."""
 
 import json
+import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -114,8 +116,9 @@ def test_evaluation_averages_the_model_over_views(trained: Trained) -> None:
     assert np.abs(both[0] - both[1]).max() > 1e-3
 
 
-def test_averaged_figures_stand_beside_the_plain_ones(trained: Trained) -> None:
-    workdir, folder = f'--workdir={trained.workdir}', trained.workdir / 'evaluation' / 'validation'
+def test_averaged_figures_stand_beside_the_plain_ones(trained: Trained, tmp_path: pathlib.Path) -> None:
+    run = shutil.copytree(trained.workdir, tmp_path / 'run')
+    workdir, folder = f'--workdir={run}', run / 'evaluation' / 'validation'
     ended = run_script('evaluate', workdir, '--split=validation', f'--data_dir={trained.data_dir}')
     assert ended.status == 0, ended.stderr
     plain = json.loads((folder / 'metrics.json').read_text())

@@ -140,8 +140,14 @@ def test_cnn_lstm_with_metadata_through_the_scripts_and_bare_images_have_none(tr
     assert record.columns['metadata'].shape == (1, 3)
 
     assert run_script('evaluate', f'--workdir={run}', '--views=flip').status == 0
-    assert json.loads((run / 'evaluation/test/metrics.json').read_text())['balanced_accuracy'] >= 0
     evaluated = pd.read_csv(run / 'evaluation/test/predictions.csv').set_index('image')
+    averaged = pd.read_csv(run / 'evaluation/test/flip/predictions.csv').set_index('image')
+    metrics = json.loads((run / 'evaluation/test/metrics.json').read_text())
+    for figures, said in ((metrics, evaluated), (metrics['test_time_augmentation'], averaged)):
+        recalls = (said.label == said.predicted).groupby(said.label).mean()
+        assert figures['balanced_accuracy'] == pytest.approx(recalls.mean())
+    assert list(averaged.index) == list(evaluated.index)
+    assert 1e-5 < np.abs(averaged.iloc[:, 2:] - evaluated.iloc[:, 2:]).to_numpy().max() < 0.5
     output = tmp_path / 'out.csv'
     ended = run_script('predict', f'--workdir={run}', f'--inputs={raw}/images', f'--output={output}')
     assert ended.status == 0, ended.stderr

@@ -268,8 +268,11 @@ def test_official_splits_are_kept_and_their_leaks_reported(tmp_path):
     dataset = load_images(config(), tmp_path)
     names = {name: set(split.records.name) for name, split in dataset.splits.items()}
     assert names['test'] == {f'Test/{label}/{i}.jpg' for label in ('cat', 'dog') for i in range(3)}
-    assert len(names['validation']) == 5 or len(names['validation']) == 6  # a quarter of 20, in whole groups
-    assert len(names['train'] | names['validation']) == 20
+    labels = [name.split('/')[1] for name in names['validation']]
+    assert sorted(labels) == ['cat'] * 3 + ['dog'] * 3  # a quarter of ten, and the half rounded up
+    training = {f'Train/{label}/{i}.jpg' for label in ('cat', 'dog') for i in range(10)}
+    assert names['train'] == training - names['validation']
+    assert names['validation'] < training
     assert audit.counts['exact_repeats'] == 3
     (within,) = audit['duplicates_within_split'].items
     assert within.startswith('Train/cat/0.jpg')

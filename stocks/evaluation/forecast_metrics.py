@@ -119,7 +119,7 @@ def rank_information_coefficient(
 ) -> dict[str, float] | None:
     """Mean over days of Spearman's correlation between forecast and realised returns across tickers.
 
-    Days with fewer than 20 tickers, or with equal forecasts for all, are left out.
+    Days with fewer than 20 tickers, or with equal forecasts or equal returns for all, are left out.
 
     Returns:
       mean, standard_deviation and information_ratio (the one over the other) of the daily values, and days, their
