@@ -60,8 +60,7 @@ def _matches(pattern: str) -> list[pathlib.Path]:
 def _inputs(runs: Sequence[Run], paths: Sequence[pathlib.Path]) -> list[Split]:
     """The files as the model of each run wants them; read once for runs that differ in nothing but their seed."""
     recipes = [json.dumps([{**plain(run.record.config), 'seed': None}, run.record.info]) for run in runs]
-    distinct = dict(zip(recipes, runs, strict=True))
-    read = {recipe: run.task.read_inputs(paths) for recipe, run in distinct.items()}
+    read = {recipe: run.task.read_inputs(paths) for recipe, run in dict(zip(recipes, runs, strict=True)).items()}
     return [read[recipe] for recipe in recipes]
 
 

@@ -165,11 +165,5 @@ def _check_same_examples(here: Mapping[str, Split], there: Mapping[str, Split], 
 
 def headlines(result: Mapping[str, Any]) -> list[str]:
     """The scalar figures, with their intervals where there are any."""
-    intervals = result.get('intervals_95', {})
-    lines = []
-    for name, value in result.items():
-        if isinstance(value, float):
-            low_high = intervals.get(name)
-            note = f'  [{low_high[0]:.4f}, {low_high[1]:.4f}]' if low_high else ''
-            lines.append(f'{name:28} {value:.4f}{note}')
-    return lines
+    notes = {name: f'  [{low:.4f}, {high:.4f}]' for name, (low, high) in result.get('intervals_95', {}).items()}
+    return [f'{name:28} {value:.4f}{notes.get(name, "")}' for name, value in result.items() if isinstance(value, float)]

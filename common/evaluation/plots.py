@@ -150,15 +150,7 @@ def reliability_diagram(before: ReliabilityCurve, after: ReliabilityCurve | None
     curves = {'Before calibration': before, 'After calibration': after} if after else {'Model': before}
     for (name, curve), colour, marker in zip(curves.items(), PALETTE, 'os', strict=False):
         label = f'{name}, calibration error {curve.error:.3f}'
-        top.plot(
-            curve.confidence,
-            curve.accuracy,
-            color=colour,
-            marker=marker,
-            ms=4,
-            lw=_LINE,
-            label=label,
-        )
+        top.plot(curve.confidence, curve.accuracy, color=colour, marker=marker, ms=4, lw=_LINE, label=label)
         share = curve.counts / curve.counts.sum()
         bottom.bar(curve.lower, share, curve.upper - curve.lower, align='edge', color=colour, alpha=0.45)
     top.set(xlim=(0, 1), ylim=(0, 1.02))
@@ -194,15 +186,8 @@ def _square(entries: int) -> tuple[Figure, Axes]:
 def _curve(axes: Axes, index: int, x: np.ndarray, y: np.ndarray, label: str, drawstyle: str = 'default') -> None:
     """Draws one class of many: its colour, and another dash for each time the palette is used up."""
     dashes, colour = divmod(index, len(PALETTE))
-    axes.plot(
-        x,
-        y,
-        color=PALETTE[colour],
-        ls=_DASHES[dashes % len(_DASHES)],
-        lw=_LINE,
-        label=label,
-        drawstyle=drawstyle,
-    )
+    dash = _DASHES[dashes % len(_DASHES)]
+    axes.plot(x, y, color=PALETTE[colour], ls=dash, lw=_LINE, label=label, drawstyle=drawstyle)
 
 
 def legend(owner: Axes | Figure, **options: Any) -> None:
