@@ -270,7 +270,7 @@ class Network(nn.Module):
             else:
                 x = nn.relu(nn.BatchNorm(use_running_average=False, momentum=0.9)(x))
             if layer % 2:
-                x = (max_pool if self.fast else nn.max_pool)(x, (2, 2), (2, 2))
+                x = max_pool(x) if self.fast else nn.max_pool(x, (2, 2), (2, 2))
         return nn.Dense(7)(x.reshape(x.shape[0], -1))
 
 

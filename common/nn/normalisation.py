@@ -50,14 +50,14 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             slope = scale * lax.rsqrt(running_var.value + self.epsilon)
             y = _line(x, slope, bias - running_mean.value * slope, self.activation).astype(dtype)
-            return max_pool(y, (2, 2), (2, 2)) if self.pool else y
+            return max_pool(y) if self.pool else y
         axis_name = None if self.is_initializing() else self.axis_name
         # Elsewhere than on a CPU XLA computes the normalisation where the pool reads it.
         fused = self.pool and jax.default_backend() == 'cpu'
         how = _How(self.epsilon, axis_name, self.activation, dtype, pool=fused)
         y, mean, var = _normalise(x, scale, bias, how)
         if self.pool and not fused:
-            y = max_pool(y, (2, 2), (2, 2))
+            y = max_pool(y)
         if not self.is_initializing():
             for running, batch in ((running_mean, mean), (running_var, var)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(batch)

@@ -1,38 +1,25 @@
-"""Pooling whose gradient neither searches nor adds up windows, as XLA's own does."""
+"""Pooling of 2x2 windows whose gradient neither searches nor adds up windows, as XLA's own does."""
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from common.nn.convolutions.chunks import at_least_float32
 from common.runtime import cpu_barrier
 
 
-def max_pool(
-    x: jax.Array,
-    window_shape: Sequence[int],
-    strides: Sequence[int] | None = None,
-    padding: str | Sequence[tuple[int, int]] = 'VALID',
-) -> jax.Array:
-    """`flax.linen.max_pool`, faster for 2x2 windows with strides 2x2 and VALID padding.
+def max_pool(x: jax.Array) -> jax.Array:
+    """The maxima of 2x2 windows with strides 2x2 and VALID padding, as `flax.linen.max_pool` takes them.
 
     As there, the gradient goes to the first maximum of a window in row-major order.
 
     Args:
         x: `[batch, height, width, channels]`.
-        window_shape: height and width of the windows.
-        strides: between windows; all 1 by default.
-        padding: 'SAME', 'VALID', or a pair (before, after) for each spatial dimension.
 
     Returns:
-        The maxima, `[batch, new_height, new_width, channels]` of x's dtype.
+        `[batch, height // 2, width // 2, channels]` of x's dtype.
     """
-    halves = tuple(window_shape) == (2, 2) and strides is not None and tuple(strides) == (2, 2)
-    if not (halves and padding == 'VALID' and x.ndim == 4):
-        return nn.max_pool(x, window_shape, strides, padding)
     return _max_pool_2x2(_even(x))
 
 
