@@ -10,12 +10,11 @@ import pytest
 from jax import lax
 
 from common.errors import UsageError
-from common.nn.conv import DIMENSIONS, WAYS, choose, convolution
+from common.nn.conv import WAYS, choose, convolution
 from common.nn.convolutions.chunks import map_chunks, shared
+from common.nn.convolutions.direct import DIMENSIONS
 from common.nn.normalisation import BatchNorm
 from common.nn.pooling import max_pool
-
-NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), DIMENSIONS)
 
 
 @pytest.fixture
@@ -34,7 +33,9 @@ def gradients_of(convolve, stride=1):
 
     @jax.jit
     def run(x, w, g):
-        y, pull_back = jax.vjp(lambda x, w: convolve(x, w, (stride, stride), 'SAME', dimension_numbers=NUMBERS), x, w)
+        y, pull_back = jax.vjp(
+            lambda x, w: convolve(x, w, (stride, stride), 'SAME', dimension_numbers=DIMENSIONS), x, w
+        )
         return y, *pull_back(g)
 
     return run
@@ -245,7 +246,7 @@ def test_rematerialisation_changes_no_gradient(float64):
     x, w = draw(7, (2, 8, 8, 4), (3, 3, 4, 4))
 
     def loss(w):
-        return jnp.sum(jnp.sin(convolution('winograd')(x, w, (1, 1), 'SAME', dimension_numbers=NUMBERS)))
+        return jnp.sum(jnp.sin(convolution('winograd')(x, w, (1, 1), 'SAME', dimension_numbers=DIMENSIONS)))
 
     assert_close(jax.jit(jax.grad(jax.checkpoint(loss)))(w), jax.grad(loss)(w), 1e-13)
 

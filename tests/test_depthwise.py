@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from common.nn.conv import DIMENSIONS, choose, convolution
+from common.nn.conv import choose, convolution
 from common.nn.convolutions import depthwise, pointwise
+from common.nn.convolutions.direct import DIMENSIONS
 
 
 @pytest.fixture

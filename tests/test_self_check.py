@@ -11,9 +11,10 @@ from jax import lax
 
 from common.config import load_run
 from common.nn import conv, self_check
-from common.nn.conv import DIMENSIONS, WAYS, convolution
+from common.nn.conv import WAYS, convolution
 from common.nn.convolutions import bfloat16, choices
 from common.nn.convolutions.choices import Layer, recorded, settle
+from common.nn.convolutions.direct import DIMENSIONS
 from common.training.start import begin
 from tests.test_steps import lesion_training
 
@@ -21,7 +22,6 @@ LAYER = Layer((2, 8, 8, 4), (3, 3, 4, 4), 'float32')
 DEPTHWISE = Layer((3, 9, 8, 6), (5, 5, 1, 6), 'float32', 2)
 STEM = Layer((3, 9, 8, 3), (3, 3, 3, 5), 'float32', stride=2)
 POINTWISE = Layer((3, 9, 8, 6), (1, 1, 6, 5), 'float32')
-NUMBERS = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), DIMENSIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def nothing_settled(monkeypatch):
 def traced(x_shape, w_shape, dtype=jnp.float32, path='auto', **options):
     """The layers that a convolution leaves in the record."""
     x, w = jax.ShapeDtypeStruct(x_shape, dtype), jax.ShapeDtypeStruct(w_shape, dtype)
-    options = {'window_strides': (1, 1), 'padding': 'SAME', 'dimension_numbers': NUMBERS} | options
+    options = {'window_strides': (1, 1), 'padding': 'SAME', 'dimension_numbers': DIMENSIONS} | options
     with recorded() as layers:
         jax.eval_shape(lambda x, w: convolution(path)(x, w, **options), x, w)
     return layers

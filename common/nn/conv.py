@@ -13,13 +13,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from common.errors import UsageError
-from common.nn.convolutions import bfloat16, depthwise, few_channels, pointwise, products, winograd, winograd_rows
+from common.nn.convolutions import (
+    bfloat16,
+    depthwise,
+    direct,
+    few_channels,
+    pointwise,
+    products,
+    winograd,
+    winograd_rows,
+)
 from common.nn.convolutions.choices import Layer, way_of
 from common.nn.convolutions.chunks import at_least_float32
-
-Padding = str | Sequence[tuple[int, int]]
-
-DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+from common.nn.convolutions.direct import DIMENSIONS, Padding
 
 
 class _Way(NamedTuple):
@@ -30,35 +36,45 @@ class _Way(NamedTuple):
     weight_gradient: Callable[[jax.Array, jax.Array], jax.Array]  # x, g -> dw
 
 
-def _direct(x: jax.Array, w: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=DIMENSIONS)
-
-
-def _direct_input_gradient(g: jax.Array, w: jax.Array) -> jax.Array:
-    x = jax.ShapeDtypeStruct((*g.shape[:3], w.shape[2]), g.dtype)
-    return jax.linear_transpose(lambda x: _direct(x, w), x)(g)[0]
-
-
-def _direct_weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
-    w = jax.ShapeDtypeStruct((3, 3, x.shape[3], g.shape[3]), g.dtype)
-    return jax.linear_transpose(lambda w: _direct(x, w), w)(g)[0]
-
-
-DIRECT = _Way(_direct, _direct_input_gradient, _direct_weight_gradient)
 WAYS = {
     'winograd': _Way(winograd.convolve, winograd.input_gradient, winograd.weight_gradient),
-    'winograd_weight_gradient': _Way(_direct, products.input_gradient, winograd.weight_gradient),
-    'products': _Way(_direct, products.input_gradient, products.weight_gradient),
-    'bfloat16': _Way(_direct, products.input_gradient, products.weight_gradient),  # by the processor's own products
-    'winograd_rows': _Way(_direct, winograd_rows.input_gradient, winograd_rows.weight_gradient),
-    'few_channels_weight_gradient': _Way(_direct, products.input_gradient, few_channels.weight_gradient),
+    'winograd_weight_gradient': _Way(direct.convolve, products.input_gradient, winograd.weight_gradient),
+    'products': _Way(direct.convolve, products.input_gradient, products.weight_gradient),
+    # The same, by the processor's own products (`bfloat16.options`).
+    'bfloat16': _Way(direct.convolve, products.input_gradient, products.weight_gradient),
+    'winograd_rows': _Way(direct.convolve, winograd_rows.input_gradient, winograd_rows.weight_gradient),
+    'few_channels_weight_gradient': _Way(direct.convolve, products.input_gradient, few_channels.weight_gradient),
 }
 
-# Ways with a differentiable operation of their own: x, w, strides -> y.
+
+def _differentiable(convolve: Callable[..., jax.Array], gradients: Callable[..., Any]) -> Callable[..., jax.Array]:
+    """x, w, stride -> y by `convolve` on a CPU, its gradients by `gradients`; on other devices XLA's own."""
+
+    @partial(jax.custom_vjp, nondiff_argnums=(2,))
+    def run(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
+        plain = partial(direct.convolve, stride=stride)
+        return lax.platform_dependent(x, w, cpu=partial(convolve, stride=stride), default=plain)
+
+    def forward(x: jax.Array, w: jax.Array, stride: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        return run(x, w, stride), (x, w)
+
+    def backward(stride: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, ...]:
+        def plain(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+            return jax.vjp(partial(direct.convolve, stride=stride), x, w)[1](g)
+
+        return lax.platform_dependent(*residuals, g, cpu=partial(gradients, stride=stride), default=plain)
+
+    run.defvjp(forward, backward)
+    return run
+
+
+# The ways of the other kinds, of which each has one, of its own name: x, w, stride -> y.
 OWN = {
-    'few_channels': lambda x, w, strides: few_channels.convolve(x, w, strides[0]),
-    'depthwise': lambda x, w, strides: depthwise.convolve(x, w, strides[0]),
-    'pointwise': lambda x, w, strides: pointwise.convolve(x, w),
+    'few_channels': _differentiable(few_channels.convolve, few_channels.gradients),
+    'depthwise': _differentiable(depthwise.convolve, depthwise.gradients),
+    'pointwise': _differentiable(
+        lambda x, w, stride: pointwise.convolve(x, w), lambda x, w, g, stride: pointwise.gradients(x, w, g)
+    ),
 }
 
 
@@ -156,7 +172,7 @@ def convolution(path: str = 'auto') -> Callable[..., jax.Array]:
             speed = bfloat16.speed()
             way = path if path != 'auto' else way_of(layer, lambda: choose(*arguments, bfloat16_speed=speed))
             if way == kind:
-                return OWN[way](lhs, rhs, window_strides)
+                return OWN[way](lhs, rhs, window_strides[0])
             if kind in ('3x3', 'few_channels') and set(window_strides) == {1} and way in WAYS:
                 return _convolve(lhs, rhs, way)
         dtype = lhs.dtype
@@ -211,7 +227,7 @@ def _kind(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: jax.Array, w: jax.Array, way: str) -> jax.Array:
-    return lax.platform_dependent(x, w, cpu=WAYS[way].forward, default=DIRECT.forward)
+    return lax.platform_dependent(x, w, cpu=WAYS[way].forward, default=direct.convolve)
 
 
 def _forward(x: jax.Array, w: jax.Array, way: str) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -220,12 +236,12 @@ def _forward(x: jax.Array, w: jax.Array, way: str) -> tuple[jax.Array, tuple[jax
 
 def _backward(way: str, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = residuals
-    dx = lax.platform_dependent(g, w, cpu=WAYS[way].input_gradient, default=DIRECT.input_gradient)
+    dx = lax.platform_dependent(g, w, cpu=WAYS[way].input_gradient, default=direct.input_gradient)
     dw = lax.platform_dependent(
         x,
         g,
         cpu=lambda x, g: WAYS[way].weight_gradient(x, lax.optimization_barrier(g)).astype(w.dtype),
-        default=DIRECT.weight_gradient,
+        default=direct.weight_gradient,
     )
     return dx, dw
 

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
-from jax import lax
 from tqdm import tqdm
 
 from common.nn import conv
 from common.nn.convolutions import bfloat16
 from common.nn.convolutions.choices import Layer, settle
+from common.nn.convolutions.direct import DIMENSIONS
 from common.processor import processor
 
 # Relative L2 distance from the direct convolution in float32. Winograd rounds to 3e-6 there; a result in bfloat16,
@@ -99,12 +99,11 @@ def distance(layer: Layer, way: str) -> float:
 
 
 def _compiled(layer: Layer, way: str, arrays: list[np.ndarray], *, with_options: bool) -> Any:
-    numbers = lax.conv_dimension_numbers(layer.x_shape, layer.w_shape, conv.DIMENSIONS)
     convolve = partial(
         conv.convolution(way),
         window_strides=(layer.stride, layer.stride),
         padding='SAME',
-        dimension_numbers=numbers,
+        dimension_numbers=DIMENSIONS,
         feature_group_count=layer.groups,
     )
 

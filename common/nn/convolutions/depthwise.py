@@ -1,7 +1,5 @@
 """Depthwise convolution on the CPU as shifted multiply-adds; XLA's grouped one is 10 to 80 times slower there."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -14,11 +12,10 @@ ELEMENTS_PER_CHUNK = 2**16
 MOST_TERMS = 20  # products of rows that it adds up before anything is written
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
     """Convolves each channel with a kernel of its own, SAME padding as in TensorFlow (the odd pixel comes last).
 
-    Computed in float32 (float64 for float64 input). On GPUs and TPUs it is XLA's own grouped convolution.
+    Computed in float32 (float64 for float64 input).
 
     Args:
         x: `[batch, height, width, channels]`, floating.
@@ -28,38 +25,6 @@ def convolve(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
     Returns:
         `[batch, ceil(height / stride), ceil(width / stride), channels]` of x's dtype.
     """
-    return lax.platform_dependent(x, w, cpu=partial(_shifted, stride=stride), default=partial(_grouped, stride=stride))
-
-
-def _forward(x: jax.Array, w: jax.Array, stride: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return convolve(x, w, stride), (x, w)
-
-
-def _backward(stride: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, w = residuals
-
-    def by_xla(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.vjp(partial(_grouped, stride=stride), x, w)[1](g)
-
-    def by_shifts(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
-        g = lax.optimization_barrier(g)
-        return _input_gradient(g, w, x.shape, stride), _weight_gradient(x, g, w.shape, stride).astype(w.dtype)
-
-    dx, dw = lax.platform_dependent(x, w, g, cpu=by_shifts, default=by_xla)
-    return dx, dw
-
-
-convolve.defvjp(_forward, _backward)
-
-
-def _grouped(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
-    numbers = ('NHWC', 'HWIO', 'NHWC')
-    return lax.conv_general_dilated(
-        x, w, (stride, stride), 'SAME', dimension_numbers=numbers, feature_group_count=x.shape[-1]
-    )
-
-
-def _shifted(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
     padded = windows.padded(x, w.shape, stride)
     size = [-(-length // stride) for length in x.shape[1:3]]
     y = windows.total(
@@ -67,6 +32,12 @@ def _shifted(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
         for row, column in windows.taps(w.shape)
     )
     return lax.optimization_barrier(y.astype(x.dtype))
+
+
+def gradients(x: jax.Array, w: jax.Array, g: jax.Array, stride: int) -> tuple[jax.Array, jax.Array]:
+    """With respect to x and w, given `g`, the one with respect to the result of `convolve(x, w, stride)`."""
+    g = lax.optimization_barrier(g)
+    return _input_gradient(g, w, x.shape, stride), _weight_gradient(x, g, w.shape, stride).astype(w.dtype)
 
 
 def _input_gradient(g: jax.Array, w: jax.Array, x_shape: tuple[int, ...], stride: int) -> jax.Array:

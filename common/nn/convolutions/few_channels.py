@@ -1,22 +1,17 @@
 """The first convolution of a network on the CPU, 3x3 over one to three channels: too few for a matrix product each."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from common.nn.convolutions import windows
+from common.nn.convolutions import direct, windows
 from common.nn.convolutions.chunks import at_least_float32
 
 MOST = 3  # input channels: beyond, the copies and the unrolled program cost more than they save
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
     """Convolves by shifted multiply-adds in float32 (float64 for float64 input), SAME padding as in TensorFlow.
-
-    On GPUs and TPUs it is XLA's own convolution.
 
     Args:
         x: `[batch, height, width, channels_in]`, floating.
@@ -26,30 +21,18 @@ def convolve(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
     Returns:
         `[batch, ceil(height / stride), ceil(width / stride), channels_out]` of x's dtype.
     """
-    return lax.platform_dependent(x, w, cpu=partial(_shifted, stride=stride), default=partial(_direct, stride=stride))
+    size = [-(-length // stride) for length in x.shape[1:3]]
+    rows = at_least_float32(w).reshape(-1, w.shape[-1])
+    met = _met(at_least_float32(x), size, stride)
+    return windows.total(x[..., None] * row for x, row in zip(met, rows, strict=True)).astype(x.dtype)
 
 
-def _forward(x: jax.Array, w: jax.Array, stride: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return convolve(x, w, stride), (x, w)
-
-
-def _backward(stride: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, w = residuals
-
-    def by_xla(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.vjp(partial(_direct, stride=stride), x, w)[1](g)
-
-    def by_product(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
-        # Images need no gradient, so that XLA's own does for x, widened since narrow ones may be wrong (bfloat16.py).
-        pull_back = jax.linear_transpose(lambda x: _direct(x, at_least_float32(w), stride), at_least_float32(x))
-        dx = pull_back(at_least_float32(g))[0].astype(x.dtype)
-        return dx, weight_gradient(x, lax.optimization_barrier(g), stride).astype(w.dtype)
-
-    dx, dw = lax.platform_dependent(x, w, g, cpu=by_product, default=by_xla)
-    return dx, dw
-
-
-convolve.defvjp(_forward, _backward)
+def gradients(x: jax.Array, w: jax.Array, g: jax.Array, stride: int) -> tuple[jax.Array, jax.Array]:
+    """With respect to x and w, given `g`, the one with respect to the result of `convolve(x, w, stride)`."""
+    # Images need no gradient, so that XLA's own does for x, widened since narrow ones may be wrong (bfloat16.py).
+    pull_back = jax.linear_transpose(lambda x: direct.convolve(x, at_least_float32(w), stride), at_least_float32(x))
+    dx = pull_back(at_least_float32(g))[0].astype(x.dtype)
+    return dx, weight_gradient(x, lax.optimization_barrier(g), stride).astype(w.dtype)
 
 
 def weight_gradient(x: jax.Array, g: jax.Array, stride: int = 1) -> jax.Array:
@@ -61,17 +44,6 @@ def weight_gradient(x: jax.Array, g: jax.Array, stride: int = 1) -> jax.Array:
     met, g = lax.optimization_barrier((met, g))
     products = lax.optimization_barrier(met @ g.reshape(len(g), -1, g.shape[-1]))
     return at_least_float32(products).sum(0).reshape(3, 3, x.shape[-1], -1)
-
-
-def _direct(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
-    return lax.conv_general_dilated(x, w, (stride, stride), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-
-
-def _shifted(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
-    size = [-(-length // stride) for length in x.shape[1:3]]
-    rows = at_least_float32(w).reshape(-1, w.shape[-1])
-    met = _met(at_least_float32(x), size, stride)
-    return windows.total(x[..., None] * row for x, row in zip(met, rows, strict=True)).astype(x.dtype)
 
 
 def _met(x: jax.Array, size: tuple[int, ...] | list[int], stride: int) -> list[jax.Array]:

@@ -11,39 +11,15 @@ from common.nn.convolutions.chunks import at_least_float32, map_chunks
 ROWS_PER_CHUNK = 8192  # of the left side, which is transposed for the weight gradient
 
 
-@jax.custom_vjp
 def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
     """x `[batch, height, width, channels_in]` times w `[1, 1, channels_in, channels_out]`, of the same dtype."""
-    return lax.platform_dependent(x, w, cpu=_product, default=_direct)
-
-
-def _forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return convolve(x, w), (x, w)
-
-
-def _backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, w = residuals
-
-    def by_xla(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.vjp(_direct, x, w)[1](g)
-
-    def by_products(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
-        g = lax.optimization_barrier(g)
-        return _product(g, jnp.swapaxes(w, 2, 3)), _weight_gradient(x, g).astype(w.dtype)
-
-    dx, dw = lax.platform_dependent(x, w, g, cpu=by_products, default=by_xla)
-    return dx, dw
-
-
-convolve.defvjp(_forward, _backward)
-
-
-def _direct(x: jax.Array, w: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-
-
-def _product(x: jax.Array, w: jax.Array) -> jax.Array:
     return (x.reshape(-1, x.shape[-1]) @ w[0, 0]).reshape(*x.shape[:-1], w.shape[-1])
+
+
+def gradients(x: jax.Array, w: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """With respect to x and w, given `g`, the one with respect to the result of `convolve(x, w)`."""
+    g = lax.optimization_barrier(g)
+    return convolve(g, jnp.swapaxes(w, 2, 3)), _weight_gradient(x, g).astype(w.dtype)
 
 
 def _weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:

@@ -9,19 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from common.nn.convolutions import direct
 from common.nn.convolutions.chunks import at_least_float32, map_chunks
 
 PIXELS_PER_CHUNK = 9216  # of a product of the weight gradient: its sums are rounded to x's dtype
 
 
-def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Convolves with stride 1 and SAME padding; x `[batch, height, width, channels]`, w `[3, 3, in, out]`."""
-    return lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-
-
 def input_gradient(g: jax.Array, w: jax.Array) -> jax.Array:
     """Gradient with respect to x, as a forward convolution."""
-    return convolve(g, lax.optimization_barrier(jnp.flip(w, (0, 1)).swapaxes(2, 3)))
+    return direct.convolve(g, lax.optimization_barrier(jnp.flip(w, (0, 1)).swapaxes(2, 3)))
 
 
 def weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:

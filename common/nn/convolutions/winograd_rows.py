@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from common.nn.convolutions import direct
 from common.nn.convolutions.chunks import at_least_float32, map_chunks, shared
 from common.nn.convolutions.products import neighbours
 from common.nn.convolutions.winograd import combine
@@ -60,7 +61,8 @@ def input_gradient(g: jax.Array, w: jax.Array) -> jax.Array:
 
     def body(g: jax.Array) -> jax.Array:
         tiles = _input_tiles(lax.optimization_barrier(g))
-        products = [_convolve(tile, kernel) for tile, kernel in zip(tiles, kernels, strict=True)]
+        around = [(0, 0), (1, 1)]
+        products = [direct.convolve(*pair, padding=around) for pair in zip(tiles, kernels, strict=True)]
         products = [at_least_float32(product) for product in lax.optimization_barrier(products)]
         x = jnp.stack([combine(weights, products).astype(g.dtype) for weights in _RESULT.T], axis=2)
         return lax.optimization_barrier(x.reshape(len(x), -1, width, x.shape[-1])[:, :height])
@@ -96,10 +98,6 @@ def gain(height: int, channels_in: int, channels_out: int) -> float:
     """
     covered = height / (4 * -(-height // 4))
     return 2 * covered / (1 + 24 / channels_in + 24 / channels_out)
-
-
-def _convolve(x: jax.Array, w: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(x, w, (1, 1), [(0, 0), (1, 1)], dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
 def _fours(x: jax.Array) -> list[jax.Array]:
