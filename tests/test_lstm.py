@@ -37,9 +37,9 @@ def normal(seed: int, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.A
 
 
 def drawn_params(model: LSTM, x: jax.Array, members: tuple[int, ...] = ()) -> Any:
-    """Parameters with nothing special about them: biases are not zero. One set, or one a member."""
+    """Parameters of x's dtype with nothing special about them: biases are not zero. One set, or one a member."""
     leaves, structure = jax.tree.flatten(jax.eval_shape(model.init, jax.random.key(0), x))
-    draws = [0.5 * normal(seed, members + leaf.shape, leaf.dtype) for seed, leaf in enumerate(leaves)]
+    draws = [0.5 * normal(seed, members + leaf.shape, x.dtype) for seed, leaf in enumerate(leaves)]
     return structure.unflatten(draws)
 
 
@@ -66,7 +66,7 @@ def compare_with_flax(shape: tuple[int, ...], dtype: Any, tolerance: float, last
     x, weights = normal(1, (batch, time, features), dtype), normal(2, (batch, time, hidden), dtype)
     if last_only:
         weights = weights.at[:, :-1].set(0)
-    model, reference = LSTM(hidden, layers, param_dtype=dtype), FlaxLSTM(hidden, layers, dtype)
+    model, reference = LSTM(hidden, layers), FlaxLSTM(hidden, layers, dtype)
     params = drawn_params(model, x)
     converted = {f'cell_{n}': to_flax_cell(params['params'][f'layer_{n}']) for n in range(layers)}
     expected, flax_gradients, x_gradient = value_and_gradients(reference.apply, {'params': converted}, x, weights)
@@ -93,7 +93,7 @@ def test_a_loss_on_the_last_step_alone_reaches_every_weight() -> None:
 
 def test_vmapped_members_equal_each_alone() -> None:
     with jax.enable_x64(True):
-        model, x = LSTM(6, 2, param_dtype=jnp.float64), normal(1, (5, 4, 7, 3), jnp.float64)
+        model, x = LSTM(6, 2), normal(1, (5, 4, 7, 3), jnp.float64)
         weights = normal(2, (4, 7, 6), jnp.float64)
         params = drawn_params(model, x[0], members=(5,))
         together = jax.vmap(lambda p, x: value_and_gradients(model.apply, p, x, weights))(params, x)

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.linen.dtypes import canonicalize_dtype
 
 from common.nn import lstm_kernel
 from common.nn.layers import Dropout
@@ -49,14 +48,13 @@ class LSTM(nn.Module):
     # of the dropout between layers, for which see `common.nn.layers`; none follows the last layer
     dropout_rate: float = 0.0
     bidirectional: bool = False  # each layer also reads the sequence from its end; those outputs follow the others
-    # of products and outputs, by default that of inputs and parameters promoted; cell states and sums: float32 at least
+    # of products and outputs, by default the inputs', float32 at least, as cell states and sums always are
     dtype: Any = None
-    param_dtype: Any = jnp.float32  # of the parameters
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps x [batch, time, features] to outputs [batch, time, hidden], twice as wide if bidirectional."""
-        x = x.astype(canonicalize_dtype(x, jnp.zeros((), self.param_dtype), dtype=self.dtype))
+        x = x.astype(self.dtype or _wide(x.dtype))
         for level in range(self.num_layers):
             if level > 0:
                 x = Dropout(self.dropout_rate)(x, train=train)
@@ -69,17 +67,17 @@ class LSTM(nn.Module):
         return x
 
     def _weights(self, name: str, features: int) -> Weights:
-        return Weights(**self.param(name, _init_layer, features, self.hidden_size, self.param_dtype))
+        return Weights(**self.param(name, _init_layer, features, self.hidden_size))
 
 
-def _init_layer(key: jax.Array, features: int, hidden_size: int, dtype: Any) -> dict[str, jax.Array]:
+def _init_layer(key: jax.Array, features: int, hidden_size: int) -> dict[str, jax.Array]:
     input_key, *gate_keys = jax.random.split(key, 1 + len(GATES))
     columns, orthogonal = len(GATES) * hidden_size, nn.initializers.orthogonal()
-    squares = [orthogonal(gate_key, (hidden_size, hidden_size), dtype) for gate_key in gate_keys]
+    squares = [orthogonal(gate_key, (hidden_size, hidden_size), jnp.float32) for gate_key in gate_keys]
     return Weights(
-        input_kernel=nn.initializers.lecun_normal()(input_key, (features, columns), dtype),
+        input_kernel=nn.initializers.lecun_normal()(input_key, (features, columns), jnp.float32),
         recurrent_kernel=jnp.concatenate(squares, axis=1),
-        bias=jnp.zeros(columns, dtype),
+        bias=jnp.zeros(columns, jnp.float32),
     )._asdict()
 
 

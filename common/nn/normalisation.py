@@ -34,7 +34,6 @@ class BatchNorm(nn.Module):
     # of the result, by default that of inputs and parameters promoted; statistics are float32 at least
     dtype: Any = None
     pool: bool = False  # whether a 2x2 max pool with strides 2x2 and VALID padding follows, in 4 dimensions
-    scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -42,7 +41,7 @@ class BatchNorm(nn.Module):
         if self.activation not in RANGES:
             raise ValueError(f"BatchNorm: activation is {self.activation!r}; it must be 'relu', 'relu6' or None")
         shape = x.shape[-1:]
-        scale = self.param('scale', self.scale_init, shape, jnp.float32)
+        scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
         running_var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)

