@@ -76,7 +76,7 @@ def members_of(config: ConfigDict, groups: int | None) -> Members:
       UsageError: if both are asked for.
     """
     if groups is None:
-        return Members([config.seed + number for number in range(max(config.ensemble, 1))], by_group=False)
+        return Members([config.seed + number for number in range(config.ensemble)], by_group=False)
     if config.ensemble > 1:
         raise UsageError('config.ensemble and one model for every group cannot be had together; set ensemble to 1')
     return Members([config.seed] * groups, by_group=True)

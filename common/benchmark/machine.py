@@ -8,6 +8,7 @@ import jax
 
 from common.processor import cores, memory
 from common.runtime import environment
+from common.training.setup import program_memory
 
 
 def machine() -> dict[str, Any]:
@@ -29,10 +30,4 @@ def host_memory() -> int:
 def device_memory(device: jax.Device, compiled: Any) -> int | None:
     """The most bytes that `device` has held, or where it does not say, those that the compiled program needs."""
     statistics = device.memory_stats() if device.platform != 'cpu' else None
-    if statistics and 'peak_bytes_in_use' in statistics:
-        return statistics['peak_bytes_in_use']
-    memory = compiled.memory_analysis()
-    if memory is None:
-        return None
-    donated = memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes - donated
+    return (statistics or {}).get('peak_bytes_in_use') or program_memory(compiled)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from common.errors import UserError
-from common.training.journal import METRICS_FILE
+from common.history import METRICS_FILE
 
 POLL_SECONDS = 0.01
 # What a training tells on its way, by the first word of the line.

@@ -57,7 +57,7 @@ def predict(
     rows = members.rows(run.task, split)
     labelled = 'label' in split.columns or 'target' in split.columns
     parts = evaluator(variables, transport, rows, batch_size or config.batch_size, labelled=labelled)
-    return members.combine(run.task, parts, rows) if members.count else parts[0]
+    return members.combine(run.task, parts, rows)
 
 
 @functools.lru_cache(maxsize=32)

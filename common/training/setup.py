@@ -152,14 +152,15 @@ class Training:
         compiled = self.train_step.compile(state, shared, batch)
         seconds = time.perf_counter() - begin
         operations = self.flops * len(self.members.seeds) * batch['mask'].shape[1]
-        words = f'compiled in {seconds:.1f} s; {operations / 1e9:.2f} GFLOP a dispatch{_memory(compiled)}'
-        return compiled, words
+        memory = program_memory(compiled)
+        room = '' if memory is None else f', {memory / 2**20:,.0f} MiB on each device'
+        return compiled, f'compiled in {seconds:.1f} s; {operations / 1e9:.2f} GFLOP a dispatch{room}'
 
     def evaluate(self, state: TrainState, split: str) -> Predictions:
         """What the model, or all members together, say of a split, in its order."""
         rows = self.members.rows(self.task, self.dataset.splits[split])
         parts = self.evaluator(state.variables, self.transport(split), rows, self.config.batch_size)
-        return self.members.combine(self.task, parts, rows) if self.members.count else parts[0]
+        return self.members.combine(self.task, parts, rows)
 
 
 def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) -> Training:
@@ -218,8 +219,10 @@ def num_parameters(params: Tree) -> int:
     return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params))
 
 
-def _memory(compiled: Any) -> str:
+def program_memory(compiled: Any) -> int | None:
+    """Bytes that a compiled program needs on each device; None where XLA does not say."""
     memory = compiled.memory_analysis()
     if memory is None:
-        return ''
-    return f', {(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20:,.0f} MiB on each device'
+        return None
+    donated = memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes - donated
