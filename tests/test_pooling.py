@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common.errors import UsageError
 from common.nn.pooling import average_pool, max_pool
 
 WINDOWS = (2, 2), (2, 2)  # their shape and strides, for Flax's pools
@@ -41,6 +42,12 @@ def test_a_window_is_taken_apart_by_hand():
     y, gradient = result_and_gradient(max_pool, x)
     np.testing.assert_array_equal(y[0, :, :, 0], [[4, 2]])
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 1, 2, 0], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize('pool', [max_pool, average_pool])
+def test_what_cannot_be_halved_is_refused(pool):
+    with pytest.raises(UsageError, match='too small to be halved once more'):
+        pool(jnp.ones((2, 1, 8, 3)))
 
 
 @pytest.mark.usefixtures('backend')

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from common.errors import UsageError
 from common.nn.convolutions.chunks import at_least_float32
 from common.runtime import cpu_barrier
 
@@ -40,8 +41,17 @@ def _even(x: jax.Array) -> jax.Array:
 
 
 def corners(x: jax.Array) -> list[jax.Array]:
-    """The four elements of every 2x2 window, in row-major order, widened: a CPU compares narrow ones slowly."""
+    """The four elements of every 2x2 window, in row-major order, widened: a CPU compares narrow ones slowly.
+
+    Raises:
+        UsageError: if there is no window.
+    """
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    if not height or not width:
+        raise UsageError(
+            'a feature map is too small to be halved once more: give fewer stages (config.model.widths) or larger '
+            'images (config.dataset.image_size)'
+        )
     return [at_least_float32(x[:, row:height:2, column:width:2]) for row in range(2) for column in range(2)]
 
 
