@@ -18,4 +18,4 @@ class CheckpointError(UserError):
 
 
 class TrainingDivergedError(UserError):
-    """The training loss became NaN or infinite."""
+    """A loss, or the metric by which checkpoints are judged, became NaN or infinite."""

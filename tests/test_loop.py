@@ -310,6 +310,13 @@ def test_a_diverged_training_stops_and_leaves_the_best_checkpoint(fit, tmp_path,
     assert [record['step'] for record in evaluations(tmp_path / 'run')] == [8]
 
 
+def test_a_monitored_metric_that_is_undefined_ends_the_training_and_is_named(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr(Toy, 'better', {'skill': 'max'})
+    monkeypatch.setattr(Toy, 'metrics', lambda task, predictions, split: {'skill': math.nan})
+    with pytest.raises(TrainingDivergedError, match=r'skill is nan at step 8: give another config\.monitor\.metric'):
+        fit(tmp_path / 'run', monitor__metric='skill')
+
+
 def test_a_run_that_has_learnt_nothing_yet_is_begun_anew_with_another_config(fit, tmp_path):
     with pytest.raises(TrainingDivergedError, match=r'set config\.optimizer\.gradient_clip$'):  # no checkpoint is left
         fit(tmp_path / 'run', optimizer__name='sgd', optimizer__learning_rate=1e30)
@@ -396,10 +403,11 @@ def test_checkpoints_without_a_config_are_not_overwritten(fit, tmp_path):
         fit(tmp_path / 'run')
 
 
-def test_weights_of_another_run_are_where_training_starts(fit, tmp_path):
+def test_weights_of_another_run_are_where_training_starts(fit, tmp_path, monkeypatch):
     training, _ = fit(tmp_path / 'first')
     best, _ = restored(training, tmp_path / 'first', 'best')
-    training, _ = fit(tmp_path / 'second', init_from=str(tmp_path / 'first'), optimizer__learning_rate=0.0)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    training, _ = fit(tmp_path / 'second', init_from='~/first', optimizer__learning_rate=0.0)
     state, _ = restored(training, tmp_path / 'second')
     assert_identical(state.params, best.params)
     assert int(state.step) == 24

@@ -135,7 +135,7 @@ def _source(init_from: str) -> Source:
     if init_from in PACKAGED:
         arrays = PACKAGED[init_from]()
         return Source(arrays, len(arrays['params.classifier.bias']))
-    path = pathlib.Path(init_from)
+    path = pathlib.Path(init_from).expanduser()
     if path.suffix == '.safetensors':
         try:
             return Source(load_file(path))

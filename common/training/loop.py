@@ -59,7 +59,7 @@ def train(
     """Trains from `state` to the end of the config's duration, or until stopped early or interrupted.
 
     Raises:
-      TrainingDivergedError: if a loss becomes NaN or infinite; checkpoints stay as they were.
+      TrainingDivergedError: if a loss or the monitored metric becomes NaN or infinite; checkpoints stay as they were.
     """
     with interruption() as asked_to_stop:
         return _Loop(training, state, progress, checkpoints, workdir).run(asked_to_stop)
@@ -134,10 +134,11 @@ class _Loop:
         if not math.isfinite(loss):
             raise self._diverged(f'validation loss is {loss}', step)
         metrics = {'loss': loss, **training.task.metrics(predictions, training.dataset.splits[VALIDATION])}
-        monitored = metrics[training.config.monitor.metric]
+        metric = training.config.monitor.metric
+        monitored = metrics[metric]
         if not math.isfinite(monitored):
             raise TrainingDivergedError(
-                f'the validation {training.config.monitor.metric} is {monitored} at step {step}'
+                f'the validation {metric} is {monitored} at step {step}: give another config.monitor.metric'
             )
         self._note(monitored)
         progress = self._progress
@@ -146,7 +147,7 @@ class _Loop:
         progress.steps, progress.sums = 0, {}
         epoch = step / training.plan.steps_per_epoch
         self._journal.write(step, {'epoch': epoch, 'seconds': progress.seconds, **record})
-        self._say(_evaluation_line(epoch, step, record, training.config.monitor.metric, progress.stale == 0))
+        self._say(_evaluation_line(epoch, step, record, metric, progress.stale == 0))
         self._checkpoints.save(self._state, dataclasses.asdict(progress), step, monitored)
 
     def _note(self, monitored: float) -> None:

@@ -127,7 +127,7 @@ def _row_spec(split: Split) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _warn_of_what_is_known(training: Training) -> None:
     """Of weights that may have learnt from what this run is judged on: of a run on the same data, split otherwise."""
-    source = pathlib.Path(training.config.init_from)
+    source = pathlib.Path(training.config.init_from).expanduser()
     if not (source / CONFIG_FILE).is_file():
         return
     here, there = training.dataset.info, load_run(source).info
