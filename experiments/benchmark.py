@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import pathlib
 import sys
 from typing import Any
@@ -89,7 +90,7 @@ def _measure(
         if 'start' in _MEASURE.value and number == 0:
             rows += start_rows(training, _train_command(batch_size, devices))
         if _PROFILE.value and number == 0:
-            profile(training, pathlib.Path(_PROFILE.value))
+            profile(training, launch.path(_PROFILE.value))
         more, ratios, versions = against_peers(training, peers, repeats, functools.partial(print, flush=True))
         rows += more
         results['ratios'] += ratios
@@ -99,7 +100,7 @@ def _measure(
 def _sizes(batch_size: int) -> tuple[list[int], list[int]]:
     """The numbers of devices and the batch sizes that the flags ask for."""
     try:
-        return [int(text) for text in _DEVICES.value], [int(text) for text in _BATCH_SIZE.value] or [batch_size]
+        return [int(text) for text in _DEVICES.value] or [0], [int(text) for text in _BATCH_SIZE.value] or [batch_size]
     except ValueError as error:
         raise UsageError(f'--devices and --batch_size take numbers: {error}') from error
 
@@ -113,7 +114,7 @@ def _peers() -> Peers:
             f'--peers may name {", ".join(PEERS)}, and --peer_python is written torch=PATH,keras=PATH; '
             f'not {",".join(_PEERS.value)} and {",".join(_PEER_PYTHON.value)}'
         )
-    return {name: (PEERS[name], pythons.get(name, sys.executable)) for name in _PEERS.value}
+    return {name: (PEERS[name], os.path.expanduser(pythons.get(name, sys.executable))) for name in _PEERS.value}
 
 
 def _train_command(batch_size: int, devices: int) -> list[str]:

@@ -35,7 +35,7 @@ UNUSED = ('split', 'checkpoint', 'batch_size', 'views')  # by a walk forward
 
 
 def main() -> None:
-    workdirs = [*map(launch.path, _WORKDIR.value)]
+    workdirs = launch.workdirs(_WORKDIR)
     against = [*map(launch.path, _AGAINST.value)]
     config = load_run(workdirs[0]).config
     runtime.start(cpu_devices=cpu_devices(config.cpu_devices, config.batch_size) if _WALK_FORWARD.value else 1)

@@ -6,7 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -40,6 +40,18 @@ def data_dir(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
 def path(text: str) -> pathlib.Path:
     """As a flag gives it: shells expand no ~ after an equals sign."""
     return pathlib.Path(text).expanduser()
+
+
+def workdirs(flag: flags.FlagHolder[Any]) -> list[pathlib.Path]:
+    """The folders that a --workdir flag names, one or a list.
+
+    Raises:
+      UsageError: if it is empty, as it is with a variable that the shell does not know.
+    """
+    names = flag.value if isinstance(flag.value, list) else [flag.value]
+    if not names or not all(names):
+        raise UsageError(f'--{flag.name} is empty; it must name the folder of a run')
+    return [*map(path, names)]
 
 
 def prepare_if_needed(config: ConfigDict, data_dir: pathlib.Path) -> None:

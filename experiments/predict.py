@@ -42,8 +42,9 @@ def main() -> None:
         raise DataError(f'no file matches --inputs={",".join(missing or _INPUTS.value)}')
     output = launch.path(_OUTPUT.value)
     _check_writable(output)
+    workdirs = launch.workdirs(_WORKDIR)
     runtime.start()
-    runs = restore_all([*map(launch.path, _WORKDIR.value)], _CHECKPOINT.value)
+    runs = restore_all(workdirs, _CHECKPOINT.value)
     splits = _inputs(runs, paths)
     said = [predict(run, split, views=_VIEWS.value) for run, split in zip(runs, splits, strict=True)]
     task = runs[0].task

@@ -31,7 +31,7 @@ _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other processes
 
 
 def main() -> int:
-    config, workdir, data_dir = _CONFIG.value, launch.path(_WORKDIR.value), launch.data_dir(_DATA_DIR)
+    config, data_dir, (workdir,) = _CONFIG.value, launch.data_dir(_DATA_DIR), launch.workdirs(_WORKDIR)
     runtime.start(_DISTRIBUTED.value, cpu_devices(config.cpu_devices, config.batch_size))
     launch.prepare_if_needed(config, data_dir)
     training = make_training(config, data_dir, _DEVICES.value)

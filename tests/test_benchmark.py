@@ -305,8 +305,9 @@ def restored_cache() -> Iterator[None]:
 
 @pytest.mark.usefixtures('restored_cache')
 def test_script_prints_a_table_and_writes_its_rows(
-    trained: Trained, tmp_path: pathlib.Path, script: Callable[..., Ended]
+    trained: Trained, tmp_path: pathlib.Path, script: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
     output, nowhere = tmp_path / 'new/bench.json', tmp_path / 'nowhere'
     ended = script(
         'benchmark',
@@ -316,8 +317,8 @@ def test_script_prints_a_table_and_writes_its_rows(
         '--repeats=1',
         '--measure=rates',
         '--peers=torch',
-        f'--peer_python=torch={nowhere}',
-        f'--profile={tmp_path / "trace"}',
+        '--peer_python=torch=~/nowhere',
+        '--profile=~/trace',
         f'--output={output}',
     )
     assert ended.status == 0, ended.stderr
@@ -341,6 +342,7 @@ def test_script_prints_a_table_and_writes_its_rows(
         ('--peers=caffe', 'torch, keras'),
         ('--measure=rates,nothing', 'nothing'),
         ('--batch_size=many', 'many'),
+        ('--devices=-1', '--devices=-1: there are 4 (cpu)'),
         ('--output=/', '--output=/ cannot be written'),
     ],
 )

@@ -420,14 +420,17 @@ def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
         ('--config.task=nope', 2, ["config.task is 'nope'"]),
         ('--config.task=', 2, ['config.task is empty']),
         ('--config.dataset.image_size=3', 2, ['config.dataset.image_size is (3,); write (height, width)']),
+        ('--config.model.widths=(8,8,8,8,8)', 2, ['too small to be halved once more', 'config.model.widths']),
+        ('--workdir=', 2, ['--workdir is empty']),
         ('--config.init_from=nowhere', 2, ["config.init_from is 'nowhere'", 'folder of a run', 'imagenet']),
         ('--nope', 2, ["Unknown command line flag 'nope'"]),
         ('nope', 2, ["unexpected argument 'nope'"]),
     ],
 )
 def test_bad_flags_are_refused_and_named(script, trained, tmp_path, flag, status, words):
-    kept = [argument for argument in trained.arguments if argument.split('=')[0] != flag.split('=')[0]]
-    assert_refused(script('train', *kept, flag, f'--workdir={tmp_path}/run'), status, *words)
+    arguments = (*trained.arguments, f'--workdir={tmp_path}/run')
+    kept = [argument for argument in arguments if argument.split('=')[0] != flag.split('=')[0]]
+    assert_refused(script('train', *kept, flag), status, *words)
 
 
 @pytest.mark.parametrize(
@@ -516,6 +519,7 @@ def test_a_damaged_run_is_refused_and_named(script, trained, run, damage, words)
 
 def test_an_unknown_split_checkpoint_or_data_folder_is_refused(script, run, tmp_path):
     evaluate = ('evaluate', f'--workdir={run}')
+    assert_refused(script('evaluate', '--workdir='), 2, '--workdir is empty')
     assert_refused(script(*evaluate, '--split=nope'), 2, '--split=nope', 'train, validation, test')
     assert_refused(script(*evaluate, '--checkpoint=7'), 1, "no checkpoint '7'", 'there are: best, latest', '40')
     assert_refused(script(*evaluate, f'--data_dir={tmp_path}'), 1, f'not prepared in {tmp_path}')

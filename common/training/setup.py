@@ -173,7 +173,7 @@ def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) 
     kind = task_class(config.task)
     dataset = kind.load(config, data_dir)
     task = kind(config, dataset.info)
-    if devices > len(jax.devices()):
+    if not 0 <= devices <= len(jax.devices()):
         raise UsageError(f'--devices={devices}: there are {len(jax.devices())} ({jax.devices()[0].platform})')
     parallel = DataParallel(jax.devices()[: devices or None])
     train = dataset.splits['train']
