@@ -154,5 +154,11 @@ def trained(shared: pathlib.Path, raw_dir: pathlib.Path) -> Trained:
 
 
 @pytest.fixture
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
 def script() -> Callable[..., Ended]:
     return run_script

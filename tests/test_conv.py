@@ -17,25 +17,18 @@ from common.nn.normalisation import BatchNorm
 from common.nn.pooling import max_pool
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def draw(seed, *shapes, dtype=jnp.float64):
     generator = np.random.default_rng(seed)
     return [jnp.asarray(generator.normal(size=shape), dtype) for shape in shapes]
 
 
-def gradients_of(convolve, stride=1):
-    """x, w and the gradient g with respect to y -> y, dx and dw of a 3x3 convolution."""
+def gradients_of(convolve, stride=1, groups=1):
+    """x, w and the gradient g with respect to y -> y, dx and dw of a convolution."""
+    options = {'dimension_numbers': DIMENSIONS, 'feature_group_count': groups}
 
     @jax.jit
     def run(x, w, g):
-        y, pull_back = jax.vjp(
-            lambda x, w: convolve(x, w, (stride, stride), 'SAME', dimension_numbers=DIMENSIONS), x, w
-        )
+        y, pull_back = jax.vjp(lambda x, w: convolve(x, w, (stride, stride), 'SAME', **options), x, w)
         return y, *pull_back(g)
 
     return run
@@ -46,8 +39,9 @@ def result_and_gradients(convolve, x, w, g):
 
 
 def assert_close(actual, expected, relative):
-    """Within `relative` of the largest number expected."""
+    """Within `relative` of the largest number expected, and of its dtype unless another precision is compared."""
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype or relative > 1e-10
         one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
         np.testing.assert_allclose(one, other, rtol=0, atol=relative * max(1e-30, np.abs(other).max()))
 

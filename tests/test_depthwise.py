@@ -9,46 +9,17 @@ from jax import lax
 from common.nn.conv import choose, convolution
 from common.nn.convolutions import depthwise, pointwise
 from common.nn.convolutions.direct import DIMENSIONS
-
-
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def draw(*shapes, dtype=jnp.float64):
-    generator = np.random.default_rng(0)
-    return [jnp.asarray(generator.normal(size=shape), dtype) for shape in shapes]
+from tests.test_conv import assert_close, draw, gradients_of
 
 
 def depthwise_case(batch, height, width, channels, side, stride, dtype=jnp.float64):
     y = (batch, -(-height // stride), -(-width // stride), channels)
-    return draw((batch, height, width, channels), (side, side, 1, channels), y, dtype=dtype)
+    return draw(0, (batch, height, width, channels), (side, side, 1, channels), y, dtype=dtype)
 
 
 def run(path, x, w, g, stride, groups):
     """y, dx and dw."""
-
-    @jax.jit
-    def all_three(x, w, g):
-        y, pull_back = jax.vjp(
-            lambda x, w: convolution(path)(
-                x, w, (stride, stride), 'SAME', dimension_numbers=DIMENSIONS, feature_group_count=groups
-            ),
-            x,
-            w,
-        )
-        return y, *pull_back(g)
-
-    return all_three(x, w, g)
-
-
-def assert_close(actual, expected, relative):
-    for one, other in zip(actual, expected, strict=True):
-        assert one.dtype == other.dtype or relative > 1e-10
-        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        np.testing.assert_allclose(one, other, rtol=0, atol=relative * np.abs(other).max())
+    return gradients_of(convolution(path), stride, groups)(x, w, g)
 
 
 @pytest.mark.parametrize(('side', 'stride'), [(3, 1), (3, 2), (5, 1), (5, 2), (3, 3), (1, 2)])
@@ -60,7 +31,7 @@ def test_depthwise_is_exact_in_float64(float64, batch, height, width, channels, 
 
 @pytest.mark.parametrize(('channels_in', 'channels_out'), [(3, 7), (7, 3), (4, 4)])
 def test_pointwise_is_exact_in_float64(float64, channels_in, channels_out):
-    x, w, g = draw((5, 4, 3, channels_in), (1, 1, channels_in, channels_out), (5, 4, 3, channels_out))
+    x, w, g = draw(0, (5, 4, 3, channels_in), (1, 1, channels_in, channels_out), (5, 4, 3, channels_out))
     assert_close(run('pointwise', x, w, g, 1, 1), run('direct', x, w, g, 1, 1), 1e-13)
 
 
@@ -69,7 +40,7 @@ def test_a_batch_may_be_cut_into_chunks_of_any_size(float64, monkeypatch):
     monkeypatch.setattr(pointwise, 'ROWS_PER_CHUNK', 2 * 6 * 5)
     x, w, g = depthwise_case(7, 6, 5, 4, 3, 1)
     assert_close(run('depthwise', x, w, g, 1, 4), run('direct', x, w, g, 1, 4), 1e-13)
-    (w,) = draw((1, 1, 4, 4))
+    (w,) = draw(0, (1, 1, 4, 4))
     expected = run('direct', x, w, g, 1, 1)
     assert_close(run('pointwise', x, w, g, 1, 1), expected, 1e-13)
     assert_close(run('pointwise', *(array.astype(jnp.bfloat16) for array in (x, w, g)), 1, 1), expected, 2e-2)
@@ -81,7 +52,7 @@ def test_rounding_in_lower_precision_is_small(way, dtype, relative):
     x, w, g = depthwise_case(4, 9, 12, 16, 5, 1, dtype=dtype)
     groups = 16
     if way == 'pointwise':
-        (w,), groups = draw((1, 1, 16, 16), dtype=dtype), 1
+        (w,), groups = draw(0, (1, 1, 16, 16), dtype=dtype), 1
     actual = run(way, x, w, g, 1, groups)
     assert [a.dtype for a in actual] == [dtype] * 3
     with jax.enable_x64(True):
@@ -104,7 +75,7 @@ def test_auto_takes_them_where_they_apply_and_nowhere_else():
 @pytest.mark.parametrize('way', ['depthwise', 'pointwise'])
 def test_programs_for_accelerators_are_xlas_own(way):
     side, groups = {'depthwise': (3, 8), 'pointwise': (1, 1)}[way]
-    x, w, g = draw((2, 6, 6, 8), (side, side, 8 // groups, 8), (2, 6, 6, 8), dtype=jnp.float32)
+    x, w, g = draw(0, (2, 6, 6, 8), (side, side, 8 // groups, 8), (2, 6, 6, 8), dtype=jnp.float32)
 
     def program(convolve):
         def gradients(x, w, g):

@@ -11,12 +11,6 @@ from common.nn.normalisation import BatchNorm
 DEVICES = 4
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 class Flax(nn.Module):
     """Flax's BatchNorm, ReLU and max pool, under the same variable names."""
 
