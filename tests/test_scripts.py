@@ -421,6 +421,7 @@ def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
         ('--config.task=', 2, ['config.task is empty']),
         ('--config.dataset.image_size=3', 2, ['config.dataset.image_size is (3,); write (height, width)']),
         ('--config.model.widths=(8,8,8,8,8)', 2, ['too small to be halved once more', 'config.model.widths']),
+        ('--config.model.widths=()', 2, ['config.model.widths is ()', 'there must be stages']),
         ('--workdir=', 2, ['--workdir is empty']),
         ('--config.init_from=nowhere', 2, ["config.init_from is 'nowhere'", 'folder of a run', 'imagenet']),
         ('--nope', 2, ["Unknown command line flag 'nope'"]),
