@@ -88,7 +88,7 @@ def _measure(
         if 'scaling' in _MEASURE.value:
             rows += scaling_rows(training, repeats)
         if 'start' in _MEASURE.value and number == 0:
-            rows += start_rows(training, _train_command(batch_size, devices))
+            rows += start_rows(training, _train_command(data_dir, batch_size, devices))
         if _PROFILE.value and number == 0:
             profile(training, launch.path(_PROFILE.value))
         more, ratios, versions = against_peers(training, peers, repeats, functools.partial(print, flush=True))
@@ -117,12 +117,11 @@ def _peers() -> Peers:
     return {name: (PEERS[name], os.path.expanduser(pythons.get(name, sys.executable))) for name in _PEERS.value}
 
 
-def _train_command(batch_size: int, devices: int) -> list[str]:
+def _train_command(data_dir: pathlib.Path, batch_size: int, devices: int) -> list[str]:
     """The command that trains the same config."""
     flag = flags.FLAGS['config']
     overrides = [f'--config.{key}={value}' for key, value in config_flags.get_override_values(flag).items()]
     command = [sys.executable, '-m', 'experiments.train', f'--config={config_flags.get_config_filename(flag)}']
-    data_dir = launch.data_dir(_DATA_DIR)
     return [*command, *overrides, f'--config.batch_size={batch_size}', f'--data_dir={data_dir}', f'--devices={devices}']
 
 

@@ -1,13 +1,13 @@
 """Whether a model's fast convolutions give the numbers of XLA's own on this machine, on the model's own shapes."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -99,7 +99,7 @@ def distance(layer: Layer, way: str) -> float:
 
 
 def _compiled(layer: Layer, way: str, arrays: list[np.ndarray], *, with_options: bool) -> Any:
-    convolve = partial(
+    convolve = functools.partial(
         conv.convolution(way),
         window_strides=(layer.stride, layer.stride),
         padding='SAME',

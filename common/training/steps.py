@@ -21,7 +21,7 @@ type Step = Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, Arra
 
 
 def init_state(
-    model: Any, optimizer: optax.GradientTransformation, key: Array, inputs: Tree, *, average: bool = False
+    model: Any, optimizer: optax.GradientTransformation, key: Array, inputs: Tree, *, average: bool
 ) -> TrainState:
     """A fresh state; `inputs` is an example batch as `Task.preprocess` gives it, of any batch size.
 
@@ -50,10 +50,10 @@ def make_train_step(
     model: Any,
     optimizer: optax.GradientTransformation,
     *,
-    members: int | None = None,
-    accumulate: int = 1,
-    ema_decay: float = 0.0,
-    stop_gradients: Callable[[Tree], Tree] = lambda params: params,
+    members: int | None,
+    accumulate: int,
+    ema_decay: float,
+    stop_gradients: Callable[[Tree], Tree],
 ) -> Step:
     """The per-device function `step(state, shared, batch) -> (state, metrics)`.
 
@@ -63,7 +63,8 @@ def make_train_step(
     compute: losses come per example, are masked here and nowhere else, and are divided by the global count.
 
     Args:
-      members: size of an ensemble whose states are stacked; the batch then holds [members, batch] flattened.
+      members: size of an ensemble whose states are stacked; the batch then holds [members, batch] flattened. None for
+        a single model.
       accumulate: parts into which each device's batch is cut, one after the other, to save memory.
       ema_decay: of `state.average`.
       stop_gradients: cuts off parameters that are not to be trained, see `optim.stop_gradients`.
