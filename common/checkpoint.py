@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from common.types import Tree
 
 MONITORED = 'monitored'
 FOLDER = 'checkpoints'
+BESIDE = 2**20  # bytes, of what is written beside the arrays
 
 
 class Checkpoints:
@@ -51,9 +53,21 @@ class Checkpoints:
             ) from error
 
     def save(self, state: TrainState, progress: dict[str, Any], step: int, monitored: float | None = None) -> None:
-        """Starts writing `step`. A step without `monitored`, saved between evaluations, can be latest, never best."""
+        """Starts writing `step`. A step without `monitored`, saved between evaluations, can be latest, never best.
+
+        Raises:
+          CheckpointError: where the disk has no room for it.
+        """
         if step in self._manager.all_steps():
             return  # an interruption right at an evaluation
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + BESIDE
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:  # Orbax would tell it in hundreds of lines
+            raise CheckpointError(
+                f'the checkpoint of step {step} may take {needed / 2**20:,.1f} MiB, and {self.directory} has '
+                f'{free / 2**20:,.1f} left. Make room, and give the same command again: it goes on from the latest '
+                'checkpoint there.'
+            )
         if monitored is not None and not math.isfinite(monitored):
             raise ValueError(f'a monitored metric of {monitored} would count as best')
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress))

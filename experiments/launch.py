@@ -1,6 +1,7 @@
 """What the launch scripts share: flags, and errors told in a sentence instead of a traceback."""
 
 import errno
+import os
 import pathlib
 import signal
 import sys
@@ -17,7 +18,9 @@ from common.task import task_class
 
 flags.disclaim_key_flags()  # --help of a script shows what is defined here among its own flags
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # full, or not to be written
+# A disk that is full, by the system's words, which libraries pass on in errors of other types.
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+_REFUSED = (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST)
 
 DATA_DIR_HELP = 'Folder of prepared data sets. Default: $TRIPTYCH_DATA, else ~/.cache/triptych/data.'
 
@@ -51,7 +54,8 @@ def workdirs(flag: flags.FlagHolder[Any]) -> list[pathlib.Path]:
     names = flag.value if isinstance(flag.value, list) else [flag.value]
     if not names or not all(names):
         raise UsageError(f'--{flag.name} is empty; it must name the folder of a run')
-    return [*map(path, names)]
+    whole = path(','.join(names))  # a single folder may have commas in its name
+    return [whole] if whole.is_dir() else [*map(path, names)]
 
 
 def prepare_if_needed(config: ConfigDict, data_dir: pathlib.Path) -> None:
@@ -83,13 +87,19 @@ def run(main: Callable[[], int | None]) -> None:
             return main()
         except UserError as error:
             return _fail(error)
-        except OSError as error:
-            if error.errno not in _OF_THE_DISK:
-                raise
-            return _fail(UserError(str(error)))
         except KeyboardInterrupt:
             print('interrupted', file=sys.stderr)
             return 128 + signal.SIGINT
+        except BrokenPipeError:  # nobody reads on, as with `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        except Exception as error:
+            if any(words in str(error) for words in _FULL):
+                first = str(error).strip().split('\n')[0][:300]
+                return _fail(UserError(f'the disk is full ({first}). Make room, and give the same command again.'))
+            if isinstance(error, OSError) and error.errno in _REFUSED:
+                return _fail(UserError(str(error)))
+            raise
 
     plain = warnings.formatwarning
     warnings.formatwarning = lambda message, category, *where: (

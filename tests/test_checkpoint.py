@@ -56,6 +56,16 @@ def steps_on_disk(workdir):
     return sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
 
 
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    checkpoints = saved(tmp_path, [1.0])
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=2**20))
+    with pytest.raises(CheckpointError, match=r'step 20 may take 1\.0 MiB, and .*checkpoints has 1\.0 left'):
+        checkpoints.save(state_of(20), {}, 20, 0.5)
+    checkpoints.close()
+    assert steps_on_disk(tmp_path) == [10]
+
+
 @pytest.mark.parametrize('average', [False, True])
 def test_a_state_comes_back_bit_for_bit(tmp_path, average):
     checkpoints = saved(tmp_path, [0.5], average=average)

@@ -8,6 +8,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from unittest import mock
 
@@ -18,6 +20,7 @@ import pandas as pd
 import pytest
 
 from common.history import read_history
+from experiments import launch
 from lesion.task import Lesion
 from tests.conftest import SMALL, Trained, draw_raw, making, run_script, start_script
 
@@ -160,6 +163,40 @@ def test_a_run_that_cannot_be_written_is_told_in_a_sentence(script, trained, run
     monkeypatch.setattr(pathlib.Path, 'replace', full)
     ended = script('train', *trained.arguments, f'--workdir={run}')
     assert_refused(ended, 1, 'No space left on device', 'metrics.jsonl')
+
+
+@pytest.mark.parametrize(
+    ('main', 'status', 'told'),
+    [
+        (
+            "raise RuntimeError('write() failed: No space left on device; writing RUN/x')",
+            1,
+            'the disk is full (write() ',
+        ),
+        ("raise OSError(28, 'No space left on device')", 1, 'Make room, and give the same command again'),
+        ("raise NotADirectoryError(20, 'Not a directory', 'data')", 1, "Not a directory: 'data'"),
+        ("print('x' * 10**6)", 128 + signal.SIGPIPE, ''),
+    ],
+)
+def test_a_full_disk_and_a_reader_that_left_are_no_tracebacks(main, status, told):
+    program = f'from experiments import launch\ndef main():\n    {main}\nlaunch.run(main)'
+    process = subprocess.Popen(
+        [sys.executable, '-c', program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(60) == status
+    assert errors.startswith(f'error: {told}' if told.startswith('the') else 'error: ' if told else '')
+    assert told in errors
+    assert errors.count('\n') == bool(told)
+
+
+def test_a_folder_with_commas_in_its_name_is_one_run(tmp_path):
+    folder = tmp_path / 'rate=1,seed=2'
+    names = str(folder).split(',')
+    assert launch.workdirs(mock.Mock(value=names)) == [*map(pathlib.Path, names)]
+    folder.mkdir()
+    assert launch.workdirs(mock.Mock(value=names)) == [folder]
 
 
 def test_a_run_holds_what_the_readme_says(trained):
