@@ -119,6 +119,24 @@ def test_thousands_may_be_separated():
     assert 'non_numeric' in read(YAHOO.replace('118.0,119.0', '"118,25",119.0'))[1]
 
 
+@pytest.mark.parametrize('price', ['0,985', '1.234,567', '1234,567', '1,23,456'])
+def test_only_commas_before_every_three_digits_separate_thousands(price):
+    _, faults = read(YAHOO.replace('118.0,119.0', f'"{price}",119.0'))
+    assert faults == {'non_numeric': [f'X.csv row 3: Open is {price!r}']}
+
+
+def test_a_comma_that_may_be_a_decimal_comma_is_refused():
+    text = 'Date,Open,High,Low,Close,Volume\n2020-01-02,"43,212","43,900","42,100","43,000","1,234.5"\n'
+    histories, faults = read(text)
+    assert histories == []
+    assert list(faults) == ['not_a_table']
+    assert "X.csv: the comma of its price '43,212' may be a decimal comma" in faults['not_a_table'][0]
+    for row in ('2020-01-03,"43,212.5","43,900","42,100","43,000",1', '2020-01-03,9,9,9,9.5,1'):
+        np.testing.assert_array_equal(read(text + row)[0][0].values[0, :4], [43212, 43900, 42100, 43000])
+    (history,), _ = read(text.replace('43,900', '1,043,900'))
+    assert history.values[0, 1] == 1043900
+
+
 def test_a_ticker_keeps_its_letters():
     for pair in (('000001', '000002'), ('1E5', 'NAN'), ('FALSE', 'TRUE')):
         histories, _ = read(COMBINED.replace('A,2', f'{pair[0]},2').replace('B,2', f'{pair[1]},2'))

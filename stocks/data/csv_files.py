@@ -15,7 +15,7 @@ from stocks.data.tables import COLUMNS, price_tables
 ENDINGS = ('.csv', '.txt', '.csv.gz')
 LONG_GAP = np.timedelta64(7, 'D')
 SPLIT = np.log(1.15)  # between a day's move of Close and of Adj Close; ordinary dividends stay far below
-THOUSANDS = r'(?<=\d),(?=\d{3}(?:\D|$))'  # not the comma of 118,25, which stays text
+THOUSANDS = r'\s*[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?\s*'  # not 118,25, 0,985 or 1.234,567, which stay text
 LARGE_MOVE = np.log(1.4)  # without Adj Close: the smallest usual split, 3 for 2, moves the price by more
 
 FAULTS = {  # kind: (meaning, whether prepare stops on it)
@@ -197,7 +197,7 @@ def _ticker(name: str) -> str:
 def _parsed(column: pd.Series) -> pd.Series:
     """As float64, NaN for what is no number; 1,000.5 is one."""
     if not pd.api.types.is_numeric_dtype(column):
-        column = column.str.replace(THOUSANDS, '', regex=True)
+        column = column.mask(column.str.fullmatch(THOUSANDS, na=False), column.str.replace(',', ''))
     return pd.to_numeric(column, errors='coerce').astype(float)
 
 

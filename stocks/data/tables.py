@@ -15,6 +15,9 @@ from common.errors import DataError
 PRICES = ('Open', 'High', 'Low', 'Close')
 COLUMNS = (*PRICES, 'Volume', 'Adj Close')
 HEADERS = {name.lower().replace(' ', ''): name for name in ('Date', *COLUMNS)}
+# 118.25, .5, 1,234.5 and 1,234,567 show that points are decimal; 118,25, 43,212 and 1.234,56 may have a decimal comma
+DECIMAL_POINT = r'\s*[\d,]*\.\d*\s*|\s*\d{1,3}(?:,\d{3}){2,}\s*'
+DECIMAL_COMMA = r'\s*[\d.]*\d,\d+\s*'
 TICKERS = ('ticker', 'symbol', 'name')  # the first of them that is there; the others are the company's name or such
 
 
@@ -39,6 +42,7 @@ def price_tables(name: str, content: bytes) -> tuple[str, dict[str, pd.DataFrame
     except (ValueError, OSError, EOFError, zlib.error) as error:  # pandas' own errors are ValueErrors
         raise DataError(str(error).strip()) from error
     frame = frame.set_axis(names, axis=1).set_axis(pd.RangeIndex(header + 2, header + 2 + len(frame)))
+    _refuse_decimal_commas(frame)
     if wide:
         tickers = np.array(lines['Ticker'])
         places = {ticker: [0, *np.flatnonzero(tickers == ticker)] for ticker in dict.fromkeys(lines['Ticker'][1:])}
@@ -70,6 +74,22 @@ def _canonical(headers: Sequence[str]) -> list[str]:
     plain = [re.sub(r'[\W_]', '', header.lower()).replace('adjusted', 'adj') for header in headers]
     ticker = next((name for name in TICKERS if name in plain), None)
     return ['Ticker' if name == ticker else HEADERS.get(name, name) for name in plain]
+
+
+def _refuse_decimal_commas(frame: pd.DataFrame) -> None:
+    """Raises DataError where prices have commas and no price of the file shows that these separate thousands."""
+    prices = [column.dropna() for name, column in frame.items() if name in (*PRICES, 'Adj Close')]
+    texts = [column for column in prices if not pd.api.types.is_numeric_dtype(column)]
+    doubtful = [cell for column in texts for cell in column[column.str.fullmatch(DECIMAL_COMMA)]]
+    if not doubtful:
+        return
+    numbers = [column for column in prices if pd.api.types.is_float_dtype(column)]
+    points = [*(column.str.fullmatch(DECIMAL_POINT) for column in texts), *(column % 1 != 0 for column in numbers)]
+    if not any(column.any() for column in points):
+        raise DataError(
+            f'the comma of its price {doubtful[0]!r} may be a decimal comma or separate thousands, for no price has a '
+            'decimal point; write prices without commas'
+        )
 
 
 def _layout(names: Sequence[str], table: pd.DataFrame) -> str:
