@@ -137,6 +137,31 @@ def test_a_comma_that_may_be_a_decimal_comma_is_refused():
     assert history.values[0, 1] == 1043900
 
 
+@pytest.mark.parametrize('separator', [';', '\t'])
+def test_semicolons_and_tabs_separate_like_commas(separator):
+    (history,), faults = read(YAHOO.replace(',', separator))
+    assert faults == {}
+    np.testing.assert_array_equal(history.values, read(YAHOO)[0][0].values)
+    (apple,) = read(YFINANCE.replace(',', separator))[0]
+    assert apple.ticker == 'AAPL'
+    histories, faults = read(YAHOO.replace(',', separator).replace('.', ','))
+    assert histories == []
+    assert "the comma of its price '119,0' may be a decimal comma" in faults['not_a_table'][0]
+
+
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        (YAHOO.encode('utf-16'), 'not written in UTF-8, but perhaps in UTF-16; save it as CSV in UTF-8'),
+        (YAHOO.replace('117.5,', '117,5,').encode(), 'cannot be read as a table of commas, semicolons or tabs: '),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_in_a_sentence(content, said):
+    reader = Reader()
+    assert reader.read('X.csv', content) == []
+    assert said in reader.faults['not_a_table'][0]
+
+
 def test_a_ticker_keeps_its_letters():
     for pair in (('000001', '000002'), ('1E5', 'NAN'), ('FALSE', 'TRUE')):
         histories, _ = read(COMBINED.replace('A,2', f'{pair[0]},2').replace('B,2', f'{pair[1]},2'))

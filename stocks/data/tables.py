@@ -24,6 +24,8 @@ TICKERS = ('ticker', 'symbol', 'name')  # the first of them that is there; the o
 def price_tables(name: str, content: bytes) -> tuple[str, dict[str, pd.DataFrame]]:
     """The name of a file's layout, and its tables: one, under '', or of yfinance's layout one under each ticker.
 
+    Commas, semicolons or tabs separate the cells, whichever the first line has most of.
+
     A table's index is the file's row numbers. Its columns are Date and PRICES, and where the file has them Volume, Adj
     Close and Ticker; Date and Ticker are text, what else is not a number has stayed text too.
 
@@ -32,15 +34,21 @@ def price_tables(name: str, content: bytes) -> tuple[str, dict[str, pd.DataFrame
     """
     try:
         content = gzip.decompress(content) if name.lower().endswith('.gz') else content
-        head = _read(content, header=None, nrows=3, dtype=str).fillna('').to_numpy().tolist()
+        first = content.partition(b'\n')[0]
+        separator = max(',;\t', key=lambda mark: first.count(mark.encode()))
+        head = _read(content, sep=separator, header=None, nrows=3, dtype=str).fillna('').to_numpy().tolist()
         lines = {line[0]: line for line in head}
         wide = lines.keys() == {'Price', 'Ticker', 'Date'}
         names = _canonical(['Date', *lines['Price'][1:]] if wide else head[0])
         texts = {place: str for place, column in enumerate(names) if column in ('Date', 'Ticker')}
         header = len(head) - 1 if wide else 0
-        frame = _read(content, header=header, names=range(len(names)), dtype=texts, low_memory=False)
+        columns = range(len(names))
+        frame = _read(content, sep=separator, header=header, names=columns, dtype=texts, low_memory=False)
+    except UnicodeDecodeError as error:
+        raise DataError('it is not written in UTF-8, but perhaps in UTF-16; save it as CSV in UTF-8') from error
     except (ValueError, OSError, EOFError, zlib.error) as error:  # pandas' own errors are ValueErrors
-        raise DataError(str(error).strip()) from error
+        what = 'it cannot be read as a table of commas, semicolons or tabs'
+        raise DataError(f'{what}: {str(error).strip()}') from error
     frame = frame.set_axis(names, axis=1).set_axis(pd.RangeIndex(header + 2, header + 2 + len(frame)))
     _refuse_decimal_commas(frame)
     if wide:
