@@ -210,6 +210,16 @@ def test_a_row_that_is_there_twice_is_left_out_once():
     assert faults == {'repeated_row': ['X.csv row 5: 2012-09-06 is also row 4']}
 
 
+@pytest.mark.parametrize('times', [('', '', ''), (' 09:30:00-05:00', ' 10:30:00-05:00', ' 11:30:00-05:00')])
+def test_several_bars_a_day_are_no_daily_prices(times):
+    header, *rows = YAHOO.splitlines()
+    bars = [row[:9] + day + time + row[10:] for day in '45' for time, row in zip(times, rows, strict=True)]
+    histories, faults = read('\n'.join([header, *bars]))
+    assert histories == []
+    assert list(faults) == ['not_a_table']
+    assert faults['not_a_table'][0].startswith('X.csv has 6 rows for 2 dates: bars of hours or minutes, or several')
+
+
 def test_columns_that_never_change_and_crashes_without_adjusted_close_are_named():
     _, faults = read('Date,Open,High,Low,Close,Volume\n2020-01-02,1,9,1,9,5\n2020-01-03,2,9,1,4,5\n')
     assert set(faults) == {'constant_column', 'possible_split'}

@@ -108,6 +108,8 @@ class Reader:
         for ticker, rows in frame.groupby(tickers, sort=True):
             where = f'{name} ({ticker})' if 'Ticker' in frame else name
             history = self._history(str(ticker), where, rows)
+            if history is None:
+                continue
             known = self.histories.setdefault(history.ticker, history)
             if known is history:
                 self._examine(where, history, adjusted='Adj Close' in frame)
@@ -144,8 +146,8 @@ class Reader:
             usable[bad.index] = False
         return frame.assign(Date=dates, **values)[usable]
 
-    def _history(self, ticker: str, where: str, rows: pd.DataFrame) -> History:
-        """Sorts one ticker's rows by date and keeps the first of each."""
+    def _history(self, ticker: str, where: str, rows: pd.DataFrame) -> History | None:
+        """Sorts one ticker's rows by date and keeps the first of each; None where they are no daily prices."""
         dates, index = rows['Date'].to_numpy(dtype='datetime64[D]'), rows.index.to_numpy()
         closes = rows['Adj Close' if 'Adj Close' in rows else 'Close']
         values = rows.assign(**{'Adj Close': closes}).reindex(columns=list(COLUMNS)).to_numpy(dtype=float)
@@ -155,9 +157,15 @@ class Reader:
         order = np.argsort(dates, kind='stable')
         dates, values, index = dates[order], values[order], index[order]
         unique, first, which = np.unique(dates, return_index=True, return_inverse=True)
+        same = ((values == values[first[which]]) | np.isnan(values)).all(axis=1)
+        if 2 * np.count_nonzero(~same) > len(unique):
+            self.faults['not_a_table'].append(
+                f'{where} has {len(dates)} rows for {len(unique)} dates: bars of hours or minutes, or several tickers '
+                'without a column Ticker; bring one row a day'
+            )
+            return None
         for row in np.setdiff1d(np.arange(len(dates)), first):
-            same = np.array_equal(values[row], values[first[which[row]]], equal_nan=True)
-            kind = 'repeated_row' if same else 'contradictory_date'
+            kind = 'repeated_row' if same[row] else 'contradictory_date'
             self.faults[kind].append(f'{where} row {index[row]}: {dates[row]} is also row {index[first[which[row]]]}')
         return History(ticker=ticker, dates=unique, values=values[first])
 
