@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from common.config import choose
-from common.data.audit import Audit
+from common.data.audit import Audit, Finding, finding_lines
 from common.data.dataset import Dataset, Split
 from common.data.raw import contents, tell_skipped
 from common.errors import DataError, UsageError
@@ -173,24 +174,34 @@ class Stocks(Task):
         }
 
     def read_inputs(self, paths: Sequence[pathlib.Path]) -> Split:
-        """The last window of every ticker in files, folders and zips; prints which tickers have none, and why.
+        """The last window of every ticker in files, folders and zips; prints what is left out, and why.
+
+        Files, tickers and rows with faults are left out as `prepare` with --skip_bad leaves them out. A ticker whose
+        file goes on after its last usable row is warned of.
 
         Raises:
-          DataError: for a file with faults, or where no ticker can be forecast: those whose history is shorter than the
-            window, that have no scaler or model, or lack a feature, cannot.
+          DataError: where no ticker can be forecast: those whose history is shorter than the window, that have no
+            scaler or model, or lack a feature, cannot.
         """
         reader = Reader()
         files = [file for path in paths for file in contents(path, price_names)]
         histories = [history for name, content in files for history in reader.read(name, content)]
-        faults = [fault for kind, (_, fatal) in FAULTS.items() if fatal for fault in reader.faults[kind]]
-        if faults:
-            raise DataError('cannot forecast from files with faults; mend them:\n  ' + '\n  '.join(faults))
-        found, skipped = [], [f'{name} has no usable row' for name in reader.faults['no_rows']]
+        for ticker, kinds in reader.left_out.items():
+            findings = [Finding(kind, FAULTS[kind][0], items) for kind, items in kinds.items()]
+            print('\n'.join([f'{ticker}, rows left out:', *map(finding_lines, findings)]))
+        found, skipped = [], [*reader.faults['not_a_table'], *reader.faults['repeated_ticker']]
+        skipped += [f'{name} has no usable row' for name in reader.faults['no_rows']]
         for history in histories:
             try:
                 found.append((history.ticker, *self._last_window(history)))
             except DataError as error:
                 skipped.append(str(error))
+                continue
+            file = reader.files[history.ticker]
+            day, last = history.dates[-1], reader.last_days[file]
+            if pd.Timestamp(day) < last:
+                said = f'{history.ticker} is forecast from {day}, though {file} goes on to {last.date()}'
+                warnings.warn(said, stacklevel=2)
         tell_skipped(skipped, everything=not found)
         tickers, windows, records = zip(*found, strict=True)
         codes = [self._tickers.index(ticker) if ticker in self._tickers else -1 for ticker in tickers]

@@ -256,6 +256,12 @@ def test_a_ticker_whose_download_failed_is_named():
     assert faults == {'no_rows': ['yf.csv: DEAD']}
 
 
+def test_a_ticker_without_a_usable_row_beside_others_is_named():
+    (history,), faults = read(COMBINED.replace(',5,6,', ',x,6,'))
+    assert history.ticker == 'B'
+    assert faults['no_rows'] == ['X.csv: A']
+
+
 def test_prices_without_volume_serve_where_volume_is_no_feature():
     (history,), faults = read('Date,Open,High,Low,Close\n2020-01-02,1,9,1,9\n2020-01-03,2,8,2,8\n')
     assert faults == {'no_volume': ['X.csv']}
@@ -321,7 +327,7 @@ def test_a_ticker_in_two_files_is_refused_where_they_differ(tmp_path):
     for folder, close in (('a', '118.0'), ('b', '118.5')):
         (tmp_path / 'raw' / folder).mkdir(parents=True)
         (tmp_path / 'raw' / folder / 'X.csv').write_text(YAHOO.replace('117.5,118.0', f'117.5,{close}'))
-    with pytest.raises(DataError, match=r'b/X\.csv: X'):
+    with pytest.raises(DataError, match=r'b/X\.csv: X has other rows in a/X\.csv, which is used'):
         datasets.prepare(prices.get_config().dataset, tmp_path / 'raw', tmp_path / 'data', skip_bad=False)
 
 

@@ -321,6 +321,49 @@ def test_tickers_that_cannot_be_forecast_hold_up_no_others(prepared, tmp_path, c
     assert len(pd.read_csv(tmp_path / 'p.csv')) == 2
 
 
+def written(path, column, value, rows):
+    """A file of prices with that value in some rows, 0 being row 2 of the file."""
+    write_csv(path, random_history(path.stem, rows=100))
+    table = pd.read_csv(path)
+    table.loc[rows, column] = value
+    table.to_csv(path, index=False)
+    return table
+
+
+@pytest.mark.parametrize(
+    ('column', 'value', 'said'), [('Volume', np.nan, 'rows with blanks'), ('High', 1e-3, 'rows whose High is below')]
+)
+def test_a_forecast_from_before_the_end_of_its_file_says_so(prepared, tmp_path, capsys, column, value, said):
+    table = written(tmp_path / 'T02.csv', column, value, range(90, 100))
+    task, _ = task_and_data(prepared)
+    day, last = table['Date'][89], table['Date'][99]
+    with pytest.warns(UserWarning, match=rf'^T02 is forecast from {day}, though .*T02\.csv goes on to {last}$'):
+        split = task.read_inputs([tmp_path / 'T02.csv'])
+    assert split.records['date'].astype(str).tolist() == [day]
+    printed = capsys.readouterr().out
+    assert 'T02, rows left out:' in printed
+    assert f'10 {said}' in printed
+    assert f'T02.csv row 92: {column} is' in printed
+
+
+def test_old_rows_with_faults_are_left_out_and_named(prepared, tmp_path, capsys, recwarn):
+    written(tmp_path / 'T02.csv', 'Open', 0.0, [50])
+    write_csv(tmp_path / 'T04.csv', random_history('T04', rows=100))
+    (tmp_path / 'other').mkdir()
+    write_csv(tmp_path / 'other' / 'T04.csv', random_history('T04', rows=90))
+    (tmp_path / 'T05.csv').write_text('404 Not Found')
+    task, _ = task_and_data(prepared)
+    split = task.read_inputs([*sorted(tmp_path.glob('*.csv')), tmp_path / 'other'])
+    assert split.records['ticker'].tolist() == ['T02', 'T04']
+    printed = capsys.readouterr().out
+    assert 'T02, rows left out:\n  1 rows with a price of zero or less\n' in printed
+    assert 'T02.csv row 52: Open is 0.0' in printed
+    assert 'not predicted, 2:' in printed
+    assert "T05.csv: its first line, '404 Not Found', has no" in printed
+    assert f'other/T04.csv: T04 has other rows in {tmp_path}/T04.csv, which is used' in printed
+    assert not len(recwarn)
+
+
 def test_runs_of_other_windows_are_not_averaged(prepared):
     (here, _), (there, _) = task_and_data(prepared), task_and_data(prepared, window=25)
     assert here.meaning() != there.meaning()

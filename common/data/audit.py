@@ -52,7 +52,7 @@ class Audit:
         """Raises DataError naming every fatal finding, and how to go on without the files concerned."""
         bad = [finding for finding in self.findings if finding.fatal and finding.items]
         if bad:
-            text = '\n'.join(_lines(finding, SHOWN_FATAL) for finding in bad)
+            text = '\n'.join(finding_lines(finding, SHOWN_FATAL) for finding in bad)
             raise DataError(
                 f'{self.title}: faults in the raw files.\n{text}\n'
                 f'Mend them, or run experiments.prepare with --skip_bad.'
@@ -62,7 +62,7 @@ class Audit:
         lines = [f'Audit of {self.title}']
         for name, value in self.counts.items():
             lines += _table(name, value) if isinstance(value, Mapping) else [f'  {name}: {value}']
-        lines += [_lines(finding, SHOWN) for finding in self.findings if finding.items]
+        lines += [finding_lines(finding) for finding in self.findings if finding.items]
         clean = [finding.meaning for finding in self.findings if not finding.items]
         if clean:
             lines.append('  none of these:')
@@ -100,7 +100,8 @@ class Audit:
         return audit
 
 
-def _lines(finding: Finding, shown: int) -> str:
+def finding_lines(finding: Finding, shown: int = SHOWN) -> str:
+    """How many faults of which kind, and the first of them."""
     lines = [f'  {len(finding.items)} {finding.meaning}']
     lines += [f'    {item}' for item in finding.items[:shown]]
     if len(finding.items) > shown:

@@ -62,13 +62,19 @@ class Reader:
 
     Attributes:
       faults: by kind, one string per fault with file and row. Row 1 of a file is its header.
+      left_out: those of rows that are left out, by ticker (for rows without one, by file) and kind.
       histories: by ticker.
+      files: by ticker, the file of its history.
+      last_days: by file, the last day of all its rows; those left out and those of other tickers count too.
       formats: how many files there were of each layout.
     """
 
     def __init__(self) -> None:
         self.faults: dict[str, list[str]] = {kind: [] for kind in FAULTS}
+        self.left_out: dict[str, dict[str, list[str]]] = collections.defaultdict(lambda: collections.defaultdict(list))
         self.histories: dict[str, History] = {}
+        self.files: dict[str, str] = {}
+        self.last_days: dict[str, pd.Timestamp] = {}
         self.formats: collections.Counter[str] = collections.Counter()
 
     def read(self, name: str, content: bytes) -> list[History]:
@@ -79,7 +85,9 @@ class Reader:
             self.faults['not_a_table'].append(f'{name}: {error}')
             return []
         self.formats[layout] += 1
-        return [history for ticker, table in tables.items() for history in self._histories(name, ticker, table)]
+        judged = {ticker: self._judged_rows(name, table) for ticker, table in tables.items()}
+        self.last_days[name] = pd.Series([table['Date'].max() for table in judged.values()], dtype='M8[s]').max()
+        return [history for ticker, table in judged.items() for history in self._histories(name, ticker, table)]
 
     def add_to(self, audit: Audit) -> None:
         """Adds the findings so far."""
@@ -97,13 +105,15 @@ class Reader:
             audit.add(kind, meaning, self.faults[kind], fatal=fatal)
 
     def _histories(self, name: str, only: str, frame: pd.DataFrame) -> list[History]:
-        """Those in one table, of the ticker `only` if that is not empty, that are not known yet."""
-        frame = self._usable_rows(name, frame)
+        """Those in one table of judged rows, of the ticker `only` if that is not empty, that are not known yet."""
+        tickers, frame = _tickers(name, frame), frame[frame['Usable']]
         if frame.empty:
             self.faults['no_rows'].append(f'{name}: {only}' if only else name)
-        elif 'Volume' not in frame:
+            return []
+        lost = {*tickers.dropna()} - {*tickers[frame.index]}
+        self.faults['no_rows'] += [f'{name}: {ticker}' for ticker in sorted(lost)]
+        if 'Volume' not in frame:
             self.faults['no_volume'].append(name)
-        tickers = frame['Ticker'] if 'Ticker' in frame else pd.Series(_ticker(name), index=frame.index)
         found = []
         for ticker, rows in frame.groupby(tickers, sort=True):
             where = f'{name} ({ticker})' if 'Ticker' in frame else name
@@ -112,15 +122,18 @@ class Reader:
                 continue
             known = self.histories.setdefault(history.ticker, history)
             if known is history:
+                self.files[history.ticker] = name
                 self._examine(where, history, adjusted='Adj Close' in frame)
                 found.append(history)
+            elif _same(known, history):
+                self.faults['repeated_history'].append(f'{name}: {ticker}')
             else:
-                kind = 'repeated_history' if _same(known, history) else 'repeated_ticker'
-                self.faults[kind].append(f'{name}: {ticker}')
+                used = self.files[history.ticker]
+                self.faults['repeated_ticker'].append(f'{name}: {ticker} has other rows in {used}, which is used')
         return found
 
-    def _usable_rows(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
-        """The rows without fault, their dates and numbers parsed."""
+    def _judged_rows(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows with their dates and numbers parsed; `Usable` are those without a fault."""
         numbers = [column for column in COLUMNS if column in frame]
         values = pd.DataFrame({column: _parsed(frame[column]) for column in numbers})
         days = frame['Date'].str[:10]
@@ -135,6 +148,7 @@ class Reader:
             'high_below_low': (values['High'] < values['Low']).to_frame('High'),
         }
         usable = pd.Series(True, index=frame.index)
+        tickers = _tickers(name, frame).fillna(name)
         for kind, bad in cells.items():
             bad = bad[usable & bad.any(axis=1)]
             columns = bad.columns[bad.to_numpy().argmax(axis=1)] if len(bad) else []
@@ -142,9 +156,13 @@ class Reader:
                 cell = frame.at[row, column]
                 what = 'blank' if kind == 'blank' else repr(cell) if isinstance(cell, str) else str(cell)
                 whose = f' of {frame.at[row, "Ticker"]}' if 'Ticker' in frame and column != 'Ticker' else ''
-                self.faults[kind].append(f'{name} row {row}: {column}{whose} is {what}')
+                self._leave_out(tickers[row], kind, f'{name} row {row}: {column}{whose} is {what}')
             usable[bad.index] = False
-        return frame.assign(Date=dates, **values)[usable]
+        return frame.assign(Date=dates, **values, Usable=usable)
+
+    def _leave_out(self, ticker: str, kind: str, fault: str) -> None:
+        self.faults[kind].append(fault)
+        self.left_out[ticker][kind].append(fault)
 
     def _history(self, ticker: str, where: str, rows: pd.DataFrame) -> History | None:
         """Sorts one ticker's rows by date and keeps the first of each; None where they are no daily prices."""
@@ -166,7 +184,8 @@ class Reader:
             return None
         for row in np.setdiff1d(np.arange(len(dates)), first):
             kind = 'repeated_row' if same[row] else 'contradictory_date'
-            self.faults[kind].append(f'{where} row {index[row]}: {dates[row]} is also row {index[first[which[row]]]}')
+            fault = f'{where} row {index[row]}: {dates[row]} is also row {index[first[which[row]]]}'
+            self._leave_out(ticker, kind, fault)
         return History(ticker=ticker, dates=unique, values=values[first])
 
     def _examine(self, where: str, history: History, *, adjusted: bool) -> None:
@@ -192,6 +211,11 @@ def price_names(raw: RawFiles) -> list[str]:
     if not names:
         raise DataError(f'{raw.path} holds no .csv or .txt file; bring one with daily prices for each ticker')
     return names
+
+
+def _tickers(name: str, frame: pd.DataFrame) -> pd.Series:
+    """Of every row of a file."""
+    return frame['Ticker'] if 'Ticker' in frame else pd.Series(_ticker(name), index=frame.index)
 
 
 def _ticker(name: str) -> str:
