@@ -126,15 +126,17 @@ def test_only_commas_before_every_three_digits_separate_thousands(price):
 
 
 def test_a_comma_that_may_be_a_decimal_comma_is_refused():
-    text = 'Date,Open,High,Low,Close,Volume\n2020-01-02,"43,212","43,900","42,100","43,000","1,234.5"\n'
+    text = 'Date;Open;High;Low;Close;Volume\n2020-01-02;43,212;43,900;42,100;43,000;1,234.5\n'
     histories, faults = read(text)
     assert histories == []
     assert list(faults) == ['not_a_table']
     assert "X.csv: the comma of its price '43,212' may be a decimal comma" in faults['not_a_table'][0]
-    for row in ('2020-01-03,"43,212.5","43,900","42,100","43,000",1', '2020-01-03,9,9,9,9.5,1'):
+    for row in ('2020-01-03;43,212.5;43,900;42,100;43,000;1', '2020-01-03;9;9;9;9.5;1'):
         np.testing.assert_array_equal(read(text + row)[0][0].values[0, :4], [43212, 43900, 42100, 43000])
     (history,), _ = read(text.replace('43,900', '1,043,900'))
     assert history.values[0, 1] == 1043900
+    yen = 'Date,Open,High,Low,Close,Volume\n2020-01-02,"71,200","71,900","70,100","71,000","1,234"\n'
+    np.testing.assert_array_equal(read(yen)[0][0].values[0, :4], [71200, 71900, 70100, 71000])
 
 
 @pytest.mark.parametrize('separator', [';', '\t'])

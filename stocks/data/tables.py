@@ -50,7 +50,8 @@ def price_tables(name: str, content: bytes) -> tuple[str, dict[str, pd.DataFrame
         what = 'it cannot be read as a table of commas, semicolons or tabs'
         raise DataError(f'{what}: {str(error).strip()}') from error
     frame = frame.set_axis(names, axis=1).set_axis(pd.RangeIndex(header + 2, header + 2 + len(frame)))
-    _refuse_decimal_commas(frame)
+    if separator != ',':
+        _refuse_decimal_commas(frame)
     if wide:
         tickers = np.array(lines['Ticker'])
         places = {ticker: [0, *np.flatnonzero(tickers == ticker)] for ticker in dict.fromkeys(lines['Ticker'][1:])}
@@ -85,7 +86,10 @@ def _canonical(headers: Sequence[str]) -> list[str]:
 
 
 def _refuse_decimal_commas(frame: pd.DataFrame) -> None:
-    """Raises DataError where prices have commas and no price of the file shows that these separate thousands."""
+    """Raises DataError where prices have commas and no price of the file shows that these separate thousands.
+
+    Where commas separate the cells, decimals are hardly written with them, and prices in yen or won like 71,200 are.
+    """
     prices = [column.dropna() for name, column in frame.items() if name in (*PRICES, 'Adj Close')]
     texts = [column for column in prices if not pd.api.types.is_numeric_dtype(column)]
     doubtful = [cell for column in texts for cell in column[column.str.fullmatch(DECIMAL_COMMA)]]
