@@ -125,6 +125,14 @@ def test_only_commas_before_every_three_digits_separate_thousands(price):
     assert faults == {'non_numeric': [f'X.csv row 3: Open is {price!r}']}
 
 
+@pytest.mark.parametrize('other', ['', 'FALSE'])
+def test_true_and_false_are_no_prices(other):
+    text = f'Date,Open,High,Low,Close,Volume\n2020-01-02,TRUE,1,1,1,1\n2020-01-03,{other},1,1,1,1\n'
+    histories, faults = read(text)
+    assert histories == []
+    assert faults['non_numeric'][0] == 'X.csv row 2: Open is True'
+
+
 def test_a_comma_that_may_be_a_decimal_comma_is_refused():
     text = 'Date;Open;High;Low;Close;Volume\n2020-01-02;43,212;43,900;42,100;43,000;1,234.5\n'
     histories, faults = read(text)

@@ -227,7 +227,9 @@ def _ticker(name: str) -> str:
 
 
 def _parsed(column: pd.Series) -> pd.Series:
-    """As float64, NaN for what is no number; 1,000.5 is one."""
+    """As float64, NaN for what is no number; 1,000.5 is one, TRUE is none."""
+    if pd.api.types.infer_dtype(column) == 'boolean':  # of TRUE, FALSE and blanks
+        column = column.astype('string')
     if not pd.api.types.is_numeric_dtype(column):
         column = column.mask(column.str.fullmatch(THOUSANDS, na=False), column.str.replace(',', ''))
     return pd.to_numeric(column, errors='coerce').astype(float)
