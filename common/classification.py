@@ -250,7 +250,9 @@ def image_dataset(name: str, image_size: tuple[int, int], **values: Any) -> Conf
         'resize': 'stretch',
         'channels': 3,
         'normalisation': (),  # (mean, deviation) of pixels 0..255; else those of the training split
-        'group_by': '',  # regular expression for what in an image's file name says whose it is, as '^patient[0-9]+'
+        # regular expression for what in an image's name says whose it is, as '^patient[0-9]+'; the name of an image in
+        # the folder of a class is its path below that, as patient00/a.jpg
+        'group_by': '',
         'drop_duplicates': False,
         'drop_contradictory': False,
     }

@@ -362,10 +362,34 @@ def test_names_that_do_not_tell_whose_an_image_is_are_listed_and_all_without_ref
     groups = [group for split in splits for group in set(split.records.group)]
     people = [f'{label}/{label}{person}_0.png' for label in ('calm', 'cross') for person in range(4)]
     assert sorted(groups) == sorted([*people, 'calm/scan.png', 'cross/scan.png'])  # each named after its first image
-    for pattern, fault in (('^subject', 'which no file name has in it'), ('face_(', 'no regular expression')):
+    for pattern, fault in (('^subject', 'which no name has in it'), ('face_(', 'no regular expression')):
         dataset.group_by = pattern
         with pytest.raises(UsageError, match=fault):
             prepare_images(SOURCES['folders'], dataset, raw, tmp_path / 'data')
+
+
+def test_a_pattern_finds_folders_below_those_of_the_classes_and_without_one_the_audit_names_them(
+    tmp_path: pathlib.Path,
+) -> None:
+    raw, random = tmp_path / 'mine', np.random.default_rng(0)
+    for label, person, frame in itertools.product(('calm', 'cross'), range(6), range(2)):
+        (raw / label / f'person {person}').mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(random.integers(0, 256, (48, 48), np.uint8))
+        image.save(raw / label / f'person {person}' / f'IMG{person}{frame}.png')
+    for pattern in ('^person [0-9]', '^[^/]+/'):
+        dataset = folders.get_config().dataset
+        dataset.group_by = pattern
+        audit = prepare_images(SOURCES['folders'], dataset, raw, tmp_path / 'data')
+        assert audit.counts['groups'] == 6
+        people = [set(split.records.group) for split in load_images(dataset, tmp_path / 'data').splits.values()]
+        assert sum(map(len, people)) == len(set.union(*people)) == 6
+    dataset.group_by = '^calm'
+    with pytest.raises(UsageError, match=r"no name has in it, as \['person 0/IMG00\.png', "):
+        prepare_images(SOURCES['folders'], dataset, raw, tmp_path / 'data')
+    dataset.group_by = ''
+    finding = prepare_images(SOURCES['folders'], dataset, raw, tmp_path / 'data')['folders_in_classes']
+    assert finding.items == [f'{label}/person {person}' for label in ('calm', 'cross') for person in range(6)]
+    assert "config.dataset.group_by='^[^/]+/'" in finding.meaning
 
 
 def test_drawn_faces_are_the_same_every_time_and_of_every_class(tmp_path: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from common.data.audit import Audit, audit_labelled
 from common.data.dataset import Dataset, Split
 from common.data.images import Decoding, decode_image, decoded_split, in_threads
-from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, base_name, open_raw
+from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, open_raw
 from common.data.records import VERSION, preparing, read_images, write_images
 from common.data.splits import SPLITS, complete_splits, merge_groups
 from common.errors import DataError, UsageError
@@ -149,6 +149,13 @@ def _examine(
     found = source.read(raw, audit)
     if dataset.get('group_by'):
         found = dataclasses.replace(found, images=_grouped(found.images, dataset.group_by, audit))
+    elif folders := sorted({image.name.rpartition('/')[0] for image in found.images if '/' in image.in_class}):
+        audit.add(
+            'folders_in_classes',
+            'folders inside those of the classes; where each is a person or a lesion, '
+            "config.dataset.group_by='^[^/]+/' keeps it in one split",
+            folders,
+        )
     decoding = Decoding.of(dataset)
 
     def check(image: RawImage) -> tuple[str, str]:
@@ -195,14 +202,15 @@ def _examine(
 
 
 def _grouped(images: Sequence[RawImage], pattern: str, audit: Audit) -> list[RawImage]:
-    """Joins the groups of images in whose file names the pattern finds the same text."""
+    """Joins the groups of images in whose names, below the folder of their class, the pattern finds the same text."""
+    names = [image.in_class or image.name for image in images]
     try:
-        found = [re.search(pattern, base_name(image.name)) for image in images]
+        found = [re.search(pattern, name) for name in names]
     except re.error as error:
         raise UsageError(f'config.dataset.group_by is {pattern!r}, no regular expression: {error}') from error
     without = [image.name for image, match in zip(images, found, strict=True) if not match]
     if len(without) == len(images):
-        raise UsageError(f'config.dataset.group_by is {pattern!r}, which no file name has in it, as {without[:3]}')
+        raise UsageError(f'config.dataset.group_by is {pattern!r}, which no name has in it, as {names[:3]}')
     audit.add(
         'names_without_group', 'images whose names say not whose they are; each stays in the group it has', without
     )

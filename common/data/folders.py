@@ -44,7 +44,7 @@ def read_folders(raw: RawFiles, audit: Audit) -> RawImages:
     images, homeless = [], []
     for path, name in names.items():
         top, _, rest = name.partition('/')
-        label, slash, _ = (rest if splits else name).partition('/')
+        label, slash, in_class = (rest if splits else name).partition('/')
         if slash:
             images.append(
                 RawImage(
@@ -54,6 +54,7 @@ def read_folders(raw: RawFiles, audit: Audit) -> RawImages:
                     label=label,
                     group=name,
                     split=splits.get(top),
+                    in_class=in_class,
                 )
             )
         else:

@@ -142,6 +142,7 @@ class RawImage:
     label: str  # one of the class names
     group: str  # images of one group (a lesion, a person) never go to different splits
     split: str | None = None  # the publisher's own split, where there is one
+    in_class: str = ''  # what of the name stands below the folder of its class, where there is such a folder
     # JSON-able scalars, the same keys for every image, None where unknown: age, sex, site
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
