@@ -1,6 +1,7 @@
 """Preparing image sets, from raw files to the arrays that training reads, with every fault a raw set can have."""
 
 import csv
+import dataclasses
 import errno
 import io
 import json
@@ -20,6 +21,7 @@ from common.data import images
 from common.data.builders import IN_TRAINING, is_prepared_images, load_images, prepare_images, prepared_path
 from common.data.folders import FOLDERS
 from common.data.images import Decoding, decode_image
+from common.data.raw import RawImages
 from common.errors import DataError, UsageError
 from expressions.configs import folders as faces_in_folders
 from expressions.task import Expressions
@@ -282,6 +284,32 @@ def test_official_splits_are_kept_and_their_leaks_reported(tmp_path):
     }
     (contradiction,) = audit['contradictory_labels'].items
     assert contradiction.startswith('Test/dog/0.jpg (dog, test) = Train/cat/3.jpg (cat, ')
+
+
+def test_blanks_around_the_name_of_a_class_folder_are_no_part_of_the_class(tmp_path):
+    raw = write_folders(tmp_path / 'folders')
+    (raw / 'Train' / 'cat').rename(raw / 'Train' / 'cat ')
+    (raw / 'Test' / 'dog').rename(raw / 'Test' / ' dog')
+    prepare_images(FOLDERS, config(), raw, tmp_path)
+    dataset = load_images(config(), tmp_path)
+    assert dataset.info['class_names'] == ['cat', 'dog']
+    records = all_records(dataset).set_index('name')
+    assert records.label['Train/cat /0.jpg'] == records.label['Test/cat/0.jpg'] == 0
+    assert records.label['Test/ dog/0.jpg'] == 1
+
+
+def test_blanks_around_the_name_of_a_class_do_no_harm_whoever_reads_it(tmp_path):
+    def read(files, audit):
+        found = FOLDERS.read(files, audit)
+        images = [dataclasses.replace(image, label=f'{image.label} ') for image in found.images]
+        return RawImages([f'{name} ' for name in found.class_names], images)
+
+    raw = write_folders(tmp_path / 'folders')
+    prepare_images(dataclasses.replace(FOLDERS, read=read), config(), raw, tmp_path)
+    dataset = load_images(config(), tmp_path)
+    records = all_records(dataset)
+    assert dataset.info['class_names'] == ['cat', 'dog']
+    assert (records.label == records.name.str.contains('dog')).all()
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def read_folders(raw: RawFiles, audit: Audit) -> RawImages:
 
     Folders around all of these are looked through, whatever files lie beside them; names of images begin below. Splits
     go by any of SPLITS, in small or capital letters, and `set` may follow: `test_set`. Class names are the folders'
-    names in alphabetical order. Every image is a group of its own. Images in no class folder, such as the unlabelled
-    ones of a flat `test/`, are left out and named in the audit.
+    names, without blanks around them, in alphabetical order. Every image is a group of its own. Images in no class
+    folder, such as the unlabelled ones of a flat `test/`, are left out and named in the audit.
 
     Classes may all hold the same folders: `a/left`, `a/right`, `b/left`, `b/right`. This is refused only where a name
     on top hints at a split, as `train_part` does; a class that is called like a split must hold its images itself.
@@ -44,8 +44,9 @@ def read_folders(raw: RawFiles, audit: Audit) -> RawImages:
     images, homeless = [], []
     for path, name in names.items():
         top, _, rest = name.partition('/')
-        label, slash, in_class = (rest if splits else name).partition('/')
-        if slash:
+        folder, _, in_class = (rest if splits else name).partition('/')
+        label = folder.strip() if in_class else ''
+        if label:
             images.append(
                 RawImage(
                     name=name,

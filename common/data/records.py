@@ -85,6 +85,7 @@ def read_images(path: pathlib.Path) -> tuple[list[str], dict[str, tuple[Records,
     builder = tfds.builder_from_directory(str(path))
     text = {'split': str, 'name': str, 'label': str, 'group': str}
     table = pd.read_csv(path / TABLE, dtype=text, keep_default_na=False, na_values=[''])
+    table['label'] = table['label'].str.strip()  # as TFDS does with the names of classes
     splits = {}
     for name, records in table.groupby('split', sort=False):
         encoded = builder.as_data_source(name, decoders={'image': tfds.decode.SkipDecoding()})
