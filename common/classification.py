@@ -195,12 +195,16 @@ class ClassificationTask(Task):
         return Split(name='inputs', columns={'image': np.stack(images)}, records=records)
 
     def write_predictions(self, predictions: Predictions, split: Split, path: pathlib.Path) -> None:
-        """`image,label,predicted` and one probability a class, to nine digits; `label` is empty where it is unknown."""
+        """`image,label,predicted` and one probability a class, to nine digits; `label` is empty where it is unknown.
+
+        Of a class that is called like one of the first three, the column is `probability of label`.
+        """
         probabilities = self.probabilities(predictions)
         names = np.array(self.class_names)
         label = names[split.columns['label']] if 'label' in split.columns else ''
         table = {'image': split.records['name'], 'label': label, 'predicted': names[probabilities.argmax(-1)]}
-        table |= dict(zip(self.class_names, probabilities.T, strict=True))
+        columns = [f'probability of {name}' if name in table else name for name in self.class_names]
+        table |= dict(zip(columns, probabilities.T, strict=True))
         pd.DataFrame(table).to_csv(path, index=False, float_format='%.9g')
 
 

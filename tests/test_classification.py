@@ -170,6 +170,19 @@ def test_prediction_files_have_the_documented_columns(tmp_path):
     assert not (tmp_path / 'submission.csv').exists()  # these are not the challenge's classes
 
 
+def test_classes_that_are_called_like_columns_of_prediction_files_have_columns_of_their_own(tmp_path):
+    records = pd.DataFrame({'name': [f'ISIC_{i}' for i in range(9)]})
+    split = Split(name='test', columns={'label': LABELS}, records=records)
+    named = Lesion(demo.get_config(), INFO | {'class_names': ['image', 'label', 'predicted', 'other']})
+    named.write_predictions({'logits': LOGITS}, split, tmp_path / 'predictions.csv')
+    table = pd.read_csv(tmp_path / 'predictions.csv')
+    own = [*(f'probability of {name}' for name in ('image', 'label', 'predicted')), 'other']
+    assert list(table) == ['image', 'label', 'predicted', *own]
+    assert table.image.tolist() == records.name.tolist()
+    assert table.label.tolist() == [named.class_names[i] for i in LABELS]
+    np.testing.assert_allclose(table[own], softmax(LOGITS.astype(np.float64), -1), rtol=1e-8)
+
+
 def test_submission_has_exactly_the_columns_of_the_challenge(tmp_path):
     info = INFO | {'class_names': ['akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc'], 'class_counts': [1] * 7}
     logits = RANDOM.normal(size=(2, 7))
