@@ -430,6 +430,15 @@ def test_raw_files_are_asked_for_where_nothing_can_be_drawn(tmp_path):
         prepare_images(HAM10000, config(), None, tmp_path)
 
 
+def test_without_raw_files_a_set_that_is_prepared_is_told_to_be(raw, tmp_path):
+    prepare_images(HAM10000, config(), raw, tmp_path)
+    with pytest.raises(UsageError, match=r'/tiny is prepared already as config\.dataset asks for.*--raw_dir'):
+        prepare_images(HAM10000, config(), None, tmp_path)
+    with pytest.raises(UsageError, match=r'/tiny is prepared as train60\S+, and not as config\.dataset asks for'):
+        prepare_images(HAM10000, config(split_seed=1), None, tmp_path)
+    assert is_prepared_images(config(), tmp_path)
+
+
 INTERRUPTED = """
 import dataclasses, pathlib, sys, time
 sys.path.insert(0, 'tests')

@@ -52,7 +52,7 @@ def prepare_images(
     final = prepared_path(dataset, data_dir)
     home = final.parents[1]
     with preparing(final, home) as written:
-        with open_raw(raw_dir or _synthesize(source, home), source.beside) as raw:
+        with open_raw(raw_dir or _synthesize(source, final), source.beside) as raw:
             audit = Audit.begin(source.title, final / 'audit.json', raw.path, raw.signature())
             if audit.kept:
                 return audit
@@ -120,9 +120,15 @@ def prepared_path(dataset: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(data_dir).expanduser() / dataset.name / preparation / VERSION
 
 
-def _synthesize(source: ImageSource, home: pathlib.Path) -> pathlib.Path:
+def _synthesize(source: ImageSource, final: pathlib.Path) -> pathlib.Path:
+    home = final.parents[1]
     raw_dir = home / 'raw'
     prepared = sorted(path.parents[1].name for path in home.glob(f'*/{VERSION}/audit.json'))
+    if source.synthesize is None and final.parent.name in prepared:
+        raise UsageError(
+            f'{home} is prepared already as config.dataset asks for. To prepare it anew from raw files, name them with '
+            '--raw_dir or config.dataset.raw_dir'
+        )
     if source.synthesize is None and prepared:
         raise UsageError(
             f'{home} is prepared as {", ".join(prepared)}, and not as config.dataset asks for (split_*, group_by, '
