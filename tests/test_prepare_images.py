@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -234,6 +235,20 @@ def test_raw_sets_that_cannot_be_used_are_refused_with_a_sentence(raw, tmp_path,
     with pytest.raises(DataError, match=sentence):
         prepare_images(HAM10000, config(), raw, tmp_path)
     assert not is_prepared_images(config(), tmp_path)
+
+
+def test_a_set_without_some_of_its_classes_is_prepared_as_the_error_says(raw, tmp_path):
+    edit_table(raw, lambda table: table[~table.dx.isin(['df', 'vasc'])])
+    with pytest.raises(DataError, match='no training images are left of df, vasc') as error:
+        prepare_images(HAM10000, config(), raw, tmp_path)
+    assert "set config.dataset.name='folders'" in str(error.value)
+    (pattern,) = re.findall("group_by='(.*)'", str(error.value))
+    for row in pd.read_csv(raw / 'HAM10000_metadata.csv').itertuples():
+        folder = tmp_path / 'mine' / row.dx / row.lesion_id
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(next(raw.rglob(f'{row.image_id}.jpg')), folder)
+    audit = prepare_images(FOLDERS, config(group_by=pattern), tmp_path / 'mine', tmp_path)
+    assert (audit.counts['images'], audit.counts['groups']) == (50, 25)
 
 
 def test_identical_images_of_different_lesions_stay_in_one_split(raw, tmp_path):

@@ -203,7 +203,11 @@ def _examine(
     audit.count(images_per_split=counts.assign(total=counts.sum(axis=1)).to_dict('index'))
     absent = [name for name in found.class_names if counts.loc['train', name] == 0]
     if absent:
-        raise DataError(f'{raw.path}: no training images are left of {", ".join(absent)}.')
+        raise DataError(
+            f'{raw.path}: no training images are left of {", ".join(absent)}. Add some, or do without: put the images '
+            'of the other classes in one folder per class, there in one folder per lesion or person, and set '
+            "config.dataset.name='folders' and config.dataset.group_by='^[^/]+/'."
+        )
     return _with_copies_noted(found, table), table
 
 
