@@ -19,6 +19,11 @@ FOLDER = 'checkpoints'
 BESIDE = 2**20  # bytes, of what is written beside the arrays
 
 
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+    """Whether `workdir` holds a run that has learnt something."""
+    return any(path.name.isdigit() for path in (workdir / FOLDER).glob('*'))
+
+
 class Checkpoints:
     """The folder `checkpoints/` of a run, one sub-folder a step.
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from common.checkpoint import FOLDER, Checkpoints
+from common.checkpoint import FOLDER, Checkpoints, has_checkpoints
 from common.config import CONFIG_FILE, RunRecord, differences, load_run, save_run
 from common.data.dataset import Split
 from common.errors import DataError, UserError
@@ -72,7 +72,7 @@ def _own_record(training: Training, workdir: pathlib.Path) -> RunRecord | None:
     if (workdir / CONFIG_FILE).exists():
         record = load_run(workdir)
         changed = [line for line in differences(record.config, training.config) if not line.startswith(FREE)]
-        if changed and not any(path.name.isdigit() for path in (workdir / FOLDER).glob('*')):
+        if changed and not has_checkpoints(workdir):
             return None  # it has learnt nothing yet, and is begun anew
         if changed:
             raise UserError(
