@@ -119,6 +119,17 @@ def test_contestants_take_turns() -> None:
     assert samples == {'a': pytest.approx([32_000.0] * 3), 'b': pytest.approx([10.0] * 3)}
 
 
+def test_slow_first_steps_make_no_turn_shorter() -> None:
+    played = []
+
+    def go(count: int) -> float:  # the first two steps take ten times as long
+        played.append(count)
+        return count * (0.02 if sum(played) <= 2 else 0.002)
+
+    assert take_turns({'a': Contestant(go, 64)}, repeats=2) == {'a': pytest.approx([32_000.0] * 2)}
+    assert played[-2:] == [3, 5]
+
+
 @pytest.mark.parametrize(
     ('loader', 'together', 'words'), [(10.0, 0.98, 'the step'), (0.5, 0.49, 'delivers 50%'), (2.0, 0.6, 'reach 60%')]
 )

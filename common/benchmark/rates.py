@@ -20,7 +20,7 @@ class Contestant:
 def take_turns[Name](contestants: Mapping[Name, Contestant], repeats: int) -> dict[Name, list[float]]:
     """Examples a second of each contestant in each of `repeats` turns, by the contestants' names.
 
-    Before the first turn everyone runs twice, to warm up and to tell how much work makes a turn of about a second.
+    Before the first turn everyone has one that does not count, to warm up and to tell how much work makes a second.
     Every turn begins with half as much off the clock: steps after a pause are not those of a training that goes on,
     for meanwhile the system may have taken memory back.
     """
@@ -35,14 +35,18 @@ def take_turns[Name](contestants: Mapping[Name, Contestant], repeats: int) -> di
 
 def trial(contestant: Contestant) -> float:
     """Examples a second, from a turn: enough to tell good settings from bad ones."""
-    count, seconds = _warmed_up(contestant)
-    return contestant.examples / min(seconds, contestant.go(count) / count)
+    return contestant.examples / _warmed_up(contestant)[1]
 
 
 def _warmed_up(contestant: Contestant) -> tuple[int, float]:
-    """How often it must do its work to fill a turn, and the seconds of one."""
+    """How often it must do its work to fill a turn, and the seconds of one.
+
+    The first steps of a process are slow, for memory still comes to it; how slow does not tell how many fill a turn.
+    """
     contestant.go(1)
     seconds = contestant.go(1)
+    count = math.ceil(SECONDS / seconds)
+    seconds = min(seconds, contestant.go(count) / count)
     return math.ceil(SECONDS / seconds), seconds
 
 
