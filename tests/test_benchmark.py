@@ -127,7 +127,7 @@ def test_slow_first_steps_make_no_turn_shorter() -> None:
         return count * (0.02 if sum(played) <= 2 else 0.002)
 
     assert take_turns({'a': Contestant(go, 64)}, repeats=2) == {'a': pytest.approx([32_000.0] * 2)}
-    assert played[-2:] == [3, 5]
+    assert played == [1, 1, 1, 16, 3, 5, 3, 5]
 
 
 @pytest.mark.parametrize(
@@ -344,6 +344,7 @@ def test_script_prints_a_table_and_writes_its_rows(
         for transport in ('streaming', 'resident'):
             assert {(size, transport, kind) for kind in ('loader', 'step', 'end to end')} <= kinds
     assert all(row['low'] <= row['median'] <= row['high'] for row in results['rows'])
+    assert all(min(row['samples']) == row['low'] for row in results['rows'])
     assert all(row['mfu_measured'] > 0 for row in results['rows'] if row['kind'] == 'step')
 
 

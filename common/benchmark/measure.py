@@ -180,4 +180,5 @@ def _row(training: Training, setting: str, kind: str, samples: list[float], peer
         **spread(samples),
         'unit': 'examples/s',
         'repeats': len(samples),
+        'samples': samples,
     }

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 SECONDS = 1.0  # that one turn should last
+# Of its work, what each does off the clock until its memory has settled, and seconds after which that is enough.
+SETTLING = (16, 8.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +22,14 @@ class Contestant:
 def take_turns[Name](contestants: Mapping[Name, Contestant], repeats: int) -> dict[Name, list[float]]:
     """Examples a second of each contestant in each of `repeats` turns, by the contestants' names.
 
-    Before the first turn everyone has one that does not count, to warm up and to tell how much work makes a second.
+    Before the first turn everyone works off the clock, to settle and to tell how much work makes a turn of a second.
     Every turn begins with half as much off the clock: steps after a pause are not those of a training that goes on,
     for meanwhile the system may have taken memory back.
     """
-    counts = {name: _warmed_up(contestant)[0] for name, contestant in contestants.items()}
+    counts = {}
+    for name, contestant in contestants.items():
+        counts[name], seconds = _warmed_up(contestant)
+        contestant.go(min(SETTLING[0], math.ceil(SETTLING[1] / seconds)))
     rates: dict[Name, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, contestant in contestants.items():
@@ -39,10 +44,7 @@ def trial(contestant: Contestant) -> float:
 
 
 def _warmed_up(contestant: Contestant) -> tuple[int, float]:
-    """How often it must do its work to fill a turn, and the seconds of one.
-
-    The first steps of a process are slow, for memory still comes to it; how slow does not tell how many fill a turn.
-    """
+    """How often it must do its work to fill a turn, and the seconds of one, which is not that of the first few."""
     contestant.go(1)
     seconds = contestant.go(1)
     count = math.ceil(SECONDS / seconds)
