@@ -70,8 +70,7 @@ class Checkpoints:
         if free < needed:  # Orbax would tell it in hundreds of lines
             raise CheckpointError(
                 f'the checkpoint of step {step} may take {needed / 2**20:,.1f} MiB, and {self.directory} has '
-                f'{free / 2**20:,.1f} left. Make room, and give the same command again: it goes on from the latest '
-                'checkpoint there.'
+                f'{free / 2**20:,.1f} left. Make room, and give the same command again.'
             )
         if monitored is not None and not math.isfinite(monitored):
             raise ValueError(f'a monitored metric of {monitored} would count as best')

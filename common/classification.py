@@ -58,16 +58,9 @@ class ClassificationTask(Task):
         validate(config.augment)
 
     @classmethod
-    def prepare(
-        cls,
-        config: ConfigDict,
-        raw_dir: pathlib.Path | None,
-        data_dir: pathlib.Path,
-        skip_bad: bool,
-        replace: bool = True,
-    ) -> Audit:
+    def prepare(cls, config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool) -> Audit:
         source = choose(cls.sources, config.dataset.name, 'dataset.name')
-        return prepare_images(source, config.dataset, raw_dir, _place(config, data_dir), skip_bad, replace)
+        return prepare_images(source, config.dataset, raw_dir, _place(config, data_dir), skip_bad)
 
     @classmethod
     def is_prepared(cls, config: ConfigDict, data_dir: pathlib.Path) -> bool:

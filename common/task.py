@@ -36,19 +36,11 @@ class Task(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def prepare(
-        cls,
-        config: ConfigDict,
-        raw_dir: pathlib.Path | None,
-        data_dir: pathlib.Path,
-        skip_bad: bool,
-        replace: bool = True,
-    ) -> Audit:
+    def prepare(cls, config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool) -> Audit:
         """Reads the raw files, audits them, and writes the prepared data set below `data_dir`.
 
         Raises:
-          DataError: where the raw files have faults and `skip_bad` is False; or where the set is prepared from other
-            raw files and `replace` is False. What was there before is left as it was.
+          DataError: where the raw files have faults and `skip_bad` is False; nothing is left behind then.
         """
 
     @classmethod

@@ -58,22 +58,20 @@ def workdirs(flag: flags.FlagHolder[Any]) -> list[pathlib.Path]:
     return [whole] if whole.is_dir() else [*map(path, names)]
 
 
-def prepare_if_needed(config: ConfigDict, data_dir: pathlib.Path, replace: bool = True) -> None:
+def prepare_if_needed(config: ConfigDict, data_dir: pathlib.Path, begun: bool = False) -> None:
     """Prepares the config's data set where it is not, or where `config.dataset.raw_dir` names raw files.
 
-    Prepared from the same files before, it is left as it is; from others, it is replaced, or refused without `replace`.
+    Prepared from the same files before, it is left as it is; and so it is from any others for a run that has `begun`,
+    which goes on with the data that it was trained on.
     """
     raw_dir = config.dataset.raw_dir
-    if raw_dir or not task_class(config.task).is_prepared(config, data_dir):
-        prepare(config, raw_dir, data_dir, skip_bad=False, replace=replace, again=False)
+    if (raw_dir and not begun) or not task_class(config.task).is_prepared(config, data_dir):
+        prepare(config, raw_dir, data_dir, skip_bad=False, again=False)
 
 
-def prepare(
-    config: ConfigDict, raw_dir: str, data_dir: pathlib.Path, skip_bad: bool, replace: bool = True, again: bool = True
-) -> None:
+def prepare(config: ConfigDict, raw_dir: str, data_dir: pathlib.Path, skip_bad: bool, again: bool = True) -> None:
     """Prepares the config's data set and prints the audit; one that was there before only with `again`."""
-    raw_files = pathlib.Path(raw_dir) if raw_dir else None
-    audit = task_class(config.task).prepare(config, raw_files, data_dir, skip_bad, replace)
+    audit = task_class(config.task).prepare(config, pathlib.Path(raw_dir) if raw_dir else None, data_dir, skip_bad)
     if again or not audit.kept:
         print(audit)
     if audit.kept:

@@ -34,7 +34,7 @@ _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other processes
 def main() -> int:
     config, data_dir, (workdir,) = _CONFIG.value, launch.data_dir(_DATA_DIR), launch.workdirs(_WORKDIR)
     runtime.start(_DISTRIBUTED.value, cpu_devices(config.cpu_devices, config.batch_size))
-    launch.prepare_if_needed(config, data_dir, replace=not has_checkpoints(workdir))  # a run keeps its data
+    launch.prepare_if_needed(config, data_dir, begun=has_checkpoints(workdir))
     training = make_training(config, data_dir, _DEVICES.value)
     print(f'data: {training.transport_choice}')
     with alone(workdir):

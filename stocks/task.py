@@ -52,15 +52,8 @@ class Stocks(Task):
             raise UsageError(f'config.loss.quantiles is {self._quantiles}; it must hold 0.5, the forecast itself')
 
     @classmethod
-    def prepare(
-        cls,
-        config: ConfigDict,
-        raw_dir: pathlib.Path | None,
-        data_dir: pathlib.Path,
-        skip_bad: bool,
-        replace: bool = True,
-    ) -> Audit:
-        return datasets.prepare(config.dataset, raw_dir, data_dir, skip_bad, replace)
+    def prepare(cls, config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool) -> Audit:
+        return datasets.prepare(config.dataset, raw_dir, data_dir, skip_bad)
 
     @classmethod
     def is_prepared(cls, config: ConfigDict, data_dir: pathlib.Path) -> bool:

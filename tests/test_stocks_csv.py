@@ -370,9 +370,6 @@ def test_prices_that_take_the_place_of_those_of_another_folder_say_so(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / 'X.csv').write_text(text)
     datasets.prepare(config, tmp_path / 'mine', tmp_path / 'data', skip_bad=False)
-    with pytest.raises(DataError, match='/yours holds other files now'):
-        datasets.prepare(config, tmp_path / 'yours', tmp_path / 'data', skip_bad=False, replace=False)
-    assert datasets.prepare(config, tmp_path / 'mine', tmp_path / 'data', skip_bad=False, replace=False).kept
     audit = datasets.prepare(config, tmp_path / 'yours', tmp_path / 'data', skip_bad=False)
     assert audit.counts['instead_of'] == str(tmp_path / 'mine')
 

@@ -86,27 +86,14 @@ class Audit:
         return audit
 
     @classmethod
-    def begin(
-        cls, title: str, path: pathlib.Path, raw_files: pathlib.Path, signature: str, replace: bool = True
-    ) -> 'Audit':
-        """A new audit of raw files with that signature; or the one stored in `path`, if it is of the same files.
-
-        Raises:
-          DataError: where the one stored is of other files, and `replace` is False since a run has begun with them.
-        """
+    def begin(cls, title: str, path: pathlib.Path, raw_files: pathlib.Path, signature: str) -> 'Audit':
+        """A new audit of raw files with that signature; or the one stored in `path`, if it is of the same files."""
         audit, place = cls(title), str(raw_files.resolve())
         if path.exists():
             stored = cls.load(path)
             if stored.counts['raw_signature'] == signature:
                 stored.kept = True
                 return stored
-            if not replace:
-                raise DataError(
-                    f'{path.parent} was prepared from {stored.counts["raw_files"]} as it was then, and {place} holds '
-                    'other files now. Nothing is prepared anew, since the run in --workdir has begun: go on with it '
-                    'by --config.dataset.raw_dir= (empty), or train on the files as they are now with another '
-                    '--workdir, and another --data_dir to keep what this run was trained on.'
-                )
             if stored.counts['raw_files'] != place:
                 audit.count(instead_of=stored.counts['raw_files'])
         audit.count(prepared_in=str(path.parent), raw_files=place, raw_signature=signature)

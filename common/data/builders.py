@@ -27,7 +27,6 @@ def prepare_images(
     raw_dir: pathlib.Path | None,
     data_dir: pathlib.Path,
     skip_bad: bool = False,
-    replace: bool = True,
 ) -> Audit:
     """Reads, audits, splits and stores an image set; does nothing where it is prepared from the same files.
 
@@ -46,17 +45,15 @@ def prepare_images(
       raw_dir: folder or zip; None for a set that is drawn.
       data_dir: holds the prepared data sets by name.
       skip_bad: leaves bad files and rows out instead of refusing them.
-      replace: whether the set may take the place of one that is prepared from other files.
 
     Raises:
-      DataError: the raw files have faults, a class cannot be split, or there is a set that must not be replaced;
-        nothing is left behind then.
+      DataError: the raw files have faults, or a class cannot be split; nothing is left behind then.
     """
     final = prepared_path(dataset, data_dir)
     home = final.parents[1]
     with preparing(final, home) as written:
         with open_raw(raw_dir or _synthesize(source, final), source.beside) as raw:
-            audit = Audit.begin(source.title, final / 'audit.json', raw.path, raw.signature(), replace)
+            audit = Audit.begin(source.title, final / 'audit.json', raw.path, raw.signature())
             if audit.kept:
                 return audit
             found, table = _examine(source, dataset, raw, audit, skip_bad)

@@ -27,9 +27,7 @@ FEATURES = {
 }
 
 
-def prepare(
-    config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool, replace: bool = True
-) -> Audit:
+def prepare(config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool) -> Audit:
     """Reads, audits and stores all price files below `raw_dir`; does nothing where they are already prepared.
 
     What is stored does not depend on windows, splits or scalers, which `load` makes afresh.
@@ -39,10 +37,9 @@ def prepare(
       raw_dir: folder or zip; None for the demo's prices.
       data_dir: holds the prepared data sets by name.
       skip_bad: leaves bad files and rows out instead of refusing them.
-      replace: whether the prices may take the place of those that are prepared from other files.
 
     Raises:
-      DataError: the raw files have faults, or there are prices that must not be replaced; nothing is left behind then.
+      DataError: the raw files have faults; nothing is left behind then.
     """
     check(config)
     final = _prepared_path(config, data_dir)
@@ -53,8 +50,7 @@ def prepare(
             'give the --data_dir in which they are prepared'
         )
     with preparing(final, final.parent) as written, open_raw(raw_dir or _demo_folder()) as raw:
-        title = f'daily prices ({config.name})'
-        audit = Audit.begin(title, final / 'audit.json', raw.path, raw.signature(), replace)
+        audit = Audit.begin(f'daily prices ({config.name})', final / 'audit.json', raw.path, raw.signature())
         if audit.kept:
             return audit
         reader = Reader()

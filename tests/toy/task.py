@@ -25,14 +25,7 @@ class Toy(Task):
     better: ClassVar[Mapping[str, str]] = {'mae': 'min'}
 
     @classmethod
-    def prepare(
-        cls,
-        config: ConfigDict,
-        raw_dir: pathlib.Path | None,
-        data_dir: pathlib.Path,
-        skip_bad: bool,
-        replace: bool = True,
-    ) -> Audit:
+    def prepare(cls, config: ConfigDict, raw_dir: pathlib.Path | None, data_dir: pathlib.Path, skip_bad: bool) -> Audit:
         return datasets.prepare(raw_dir, data_dir, skip_bad)
 
     @classmethod
