@@ -25,6 +25,10 @@ ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
 # XLA takes vectors of 256 bits by default. With twice that, a step is up to 1.05 times as fast on Zen 5, whose units
 # are as wide and Zen 4's are not; the order of sums changes. AVX-VNNI tells them apart; with AMX it was not measured.
 WIDE = '--xla_cpu_prefer_vector_width=512'
+# LLVM writes out a loop of sixteen turns, as over 16 channels, before it looks for vectors, and then finds none: such
+# passes took three to five times as long. An LLVM that did not know the option would end the process.
+LOOPS = '--xla_backend_extra_options=-unroll-full-max-count=8'
+_KNOWN_LLVM = (0, 12)  # the release of jax whose LLVM has it
 
 type Options = Callable[[jax.stages.Lowered], dict[str, bool]]
 
@@ -61,7 +65,8 @@ def suited_flags(cpu_devices: int) -> list[str]:
     """XLA's flags for this processor, divided into so many devices."""
     features = set(processor()['features'].split())
     is_wide = features >= {'avx512_bf16', 'avx_vnni'} and 'amx_bf16' not in features
-    return [WIDE] * is_wide + [ONE_THREAD] * (cpu_devices >= cores() > 1)
+    rolled = 'avx2' in features and jax.__version_info__[:2] == _KNOWN_LLVM
+    return [WIDE] * is_wide + [LOOPS] * rolled + [ONE_THREAD] * (cpu_devices >= cores() > 1)
 
 
 def compile_cache() -> pathlib.Path:

@@ -199,17 +199,22 @@ def test_one_core_compiles_for_devices_of_a_core_alone(monkeypatch, backend, dev
         ('avx_vnni avx512_bf16', 3, [runtime.WIDE]),
         ('avx_vnni avx512_bf16', 4, [runtime.WIDE, runtime.ONE_THREAD]),
         ('avx_vnni avx512_bf16 amx_bf16', 8, [runtime.ONE_THREAD]),
+        ('avx2', 1, [runtime.LOOPS]),
+        ('avx2 avx_vnni avx512_bf16', 4, [runtime.WIDE, runtime.LOOPS, runtime.ONE_THREAD]),
     ],
 )
 def test_xla_is_told_what_suits_the_processor_and_its_division(monkeypatch, features, devices, expected):
+    monkeypatch.setattr('jax.__version_info__', (*runtime._KNOWN_LLVM, 0))
     monkeypatch.setattr(runtime, 'processor', lambda: {'model': 'any', 'features': features})
     monkeypatch.setattr(runtime, 'cores', lambda: 4)
     assert runtime.suited_flags(devices) == expected
+    monkeypatch.setattr('jax.__version_info__', (9, 9))  # whose LLVM may have other options
+    assert runtime.LOOPS not in runtime.suited_flags(devices)
 
 
 def test_flags_of_the_user_stay():
     code = 'import os; from common import runtime; runtime.start(cpu_devices=99); print(os.environ["XLA_FLAGS"])'
-    flags = f'{runtime.ONE_THREAD[:-5]}true {runtime.WIDE[:-3]}128'
+    flags = f'{runtime.ONE_THREAD[:-5]}true {runtime.WIDE[:-3]}128 {runtime.LOOPS[:-1]}4'
     environment = {**PLAIN, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
     assert (
         subprocess.check_output([sys.executable, '-c', code], cwd=REPOSITORY, env=environment, text=True)
