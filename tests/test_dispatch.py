@@ -18,7 +18,8 @@ __all__ = ['toy_data']  # a fixture
 @pytest.mark.parametrize(
     ('operations', 'platform', 'boundary', 'expected'),
     [
-        (1e9, 'cpu', 100, 1),  # long enough
+        (4e9, 'cpu', 100, 1),  # long enough
+        (2.4e9, 'cpu', 9, 3),
         (0.6e9, 'cpu', 1600, 16),
         (0.6e9, 'cpu', 39, 13),  # 16 would leave single steps at every boundary
         (0.6e9, 'cpu', 37, 16),  # 37 is a prime
@@ -77,3 +78,14 @@ def test_a_training_takes_as_many_steps_in_a_dispatch(toy_data):
     assert training.steps_per_dispatch == 12
     assert toy(toy_data, steps_per_dispatch=0, evaluate_every='12steps', ensemble=2).steps_per_dispatch == 12
     assert toy(toy_data, steps_per_dispatch=5).steps_per_dispatch == 5
+
+
+def test_no_loop_holds_a_convolution_of_xlas_own(toy_data, monkeypatch):
+    values = {'steps_per_dispatch': 0, 'evaluate_every': '12steps'}
+    assert toy(toy_data, convolution='direct', **values).steps_per_dispatch == 1
+    monkeypatch.setattr('common.training.setup.check_convolutions', lambda *_: {'some layer': 'direct'})
+    training = toy(toy_data, **values)
+    assert training.steps_per_dispatch == 1
+    monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
+    del training.steps_per_dispatch
+    assert training.steps_per_dispatch == 12

@@ -7,8 +7,8 @@ that goes on is cut as before.
 from common.processor import cores
 
 MOST = 50
-# Floating-point operations of a step that is too short, a few milliseconds' worth, and of the dispatch to fill.
-SHORT = {'cpu': 1e9, 'accelerator': 1e12}
+# Floating-point operations of a step that is too short, about ten milliseconds' worth, and of the dispatch to fill.
+SHORT = {'cpu': 4e9, 'accelerator': 1e12}
 FILLED = {'cpu': 1e10, 'accelerator': 1e13}
 # Of a batch, what a core takes at once: fewer are not worth a device of their own, and more leave its cache.
 ROWS = 16

@@ -84,6 +84,8 @@ class Training:
         """Steps that run on the devices in one call."""
         if self.config.steps_per_dispatch:
             return self.config.steps_per_dispatch
+        if jax.default_backend() == 'cpu' and 'direct' in {self.config.convolution, *self.convolutions.values()}:
+            return 1  # in a loop, XLA's own convolutions for CPUs take up to a hundred times as long
         boundary = self.to_steps(self.config.evaluate_every)
         return steps_per_dispatch(self.flops * len(self.members.seeds), jax.default_backend(), boundary)
 
