@@ -32,7 +32,8 @@ def check(layers: Mapping[Layer, str], cache: pathlib.Path) -> dict[str, str]:
 
     Args:
         layers: as `choices.recorded` gives them.
-        cache: the folder that keeps what was found, by processor, release of jaxlib and source of the convolutions.
+        cache: the folder that keeps what was found, by processor, release of jaxlib, flags of XLA and source of the
+            convolutions.
 
     Returns:
         The ways that layers take from now on.
@@ -118,5 +119,5 @@ def _compiled(layer: Layer, way: str, arrays: list[np.ndarray], *, with_options:
 def _fingerprint() -> str:
     files = [pathlib.Path(conv.__file__), *sorted(pathlib.Path(bfloat16.__file__).parent.glob('*.py'))]
     sources = [file.read_text(encoding='utf-8') for file in files]
-    facts = json.dumps([jaxlib.version.__version__, processor(), *sources])
+    facts = json.dumps([jaxlib.version.__version__, processor(), os.environ.get('XLA_FLAGS', ''), *sources])
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
