@@ -24,6 +24,22 @@ def flops(function: Callable, *args: Any) -> float:
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
+def has_own_convolution(function: Callable, *args: Any) -> bool:
+    """Whether `function(*args)` holds a convolution whose gradients are XLA's own, too."""
+    return _has_own_convolution(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _has_own_convolution(jaxpr: Any) -> bool:
+    return any(
+        equation.primitive.name == 'conv_general_dilated'
+        or (
+            not equation.primitive.name.startswith('custom_vjp')
+            and any(map(_has_own_convolution, _programs(equation.params)))
+        )
+        for equation in jaxpr.eqns
+    )
+
+
 def _count(jaxpr: Any) -> float:
     total = 0.0
     for equation in jaxpr.eqns:

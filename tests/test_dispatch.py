@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from common.flops import flops
+from common.flops import flops, has_own_convolution
 from common.nn.conv import convolution
 from common.nn.lstm import LSTM
 from common.training.dispatch import accumulate_steps, cpu_devices, steps_per_dispatch
-from tests.test_steps import toy, toy_data
+from tests.test_steps import lesion_training, toy, toy_data
 
 __all__ = ['toy_data']  # a fixture
 
@@ -80,12 +80,29 @@ def test_a_training_takes_as_many_steps_in_a_dispatch(toy_data):
     assert toy(toy_data, steps_per_dispatch=5).steps_per_dispatch == 5
 
 
-def test_no_loop_holds_a_convolution_of_xlas_own(toy_data, monkeypatch):
-    values = {'steps_per_dispatch': 0, 'evaluate_every': '12steps'}
-    assert toy(toy_data, convolution='direct', **values).steps_per_dispatch == 1
-    monkeypatch.setattr('common.training.setup.check_convolutions', lambda *_: {'some layer': 'direct'})
-    training = toy(toy_data, **values)
-    assert training.steps_per_dispatch == 1
-    monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
+def test_no_loop_holds_a_convolution_of_xlas_own(monkeypatch):
+    training = lesion_training(monkeypatch, 1)
+    training.config.steps_per_dispatch, training.config.evaluate_every = 0, '6steps'
+    assert training.steps_per_dispatch == 6
     del training.steps_per_dispatch
-    assert training.steps_per_dispatch == 12
+    training.model = training.model.copy(convolution='direct')
+    assert training.steps_per_dispatch == 1
+    del training.steps_per_dispatch
+    monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
+    assert training.steps_per_dispatch == 6
+
+
+@pytest.mark.parametrize(
+    ('model', 'expected'),
+    [
+        (nn.Conv(8, (3, 3), conv_general_dilated=convolution('products')), False),
+        (nn.Conv(8, (3, 3), conv_general_dilated=convolution('direct')), True),
+        (nn.Conv(8, (3, 3), strides=2, conv_general_dilated=convolution()), True),  # for which there is no other way
+        (nn.jit(nn.Conv)(8, (3, 3)), True),
+        (nn.Dense(8), False),
+    ],
+)
+def test_convolutions_with_gradients_of_xlas_own_are_told_from_others(model, expected):
+    x = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    assert has_own_convolution(model.apply, variables, x) == expected

@@ -18,7 +18,7 @@ from common.data.transport import Choice, Transport, choose_transport
 from common.errors import UsageError
 from common.evaluation.evaluate import Evaluator
 from common.evaluation.restore import example_inputs
-from common.flops import flops
+from common.flops import flops, has_own_convolution
 from common.members import Members, members_of
 from common.nn.convolutions import bfloat16
 from common.nn.convolutions.choices import recorded
@@ -84,10 +84,12 @@ class Training:
         """Steps that run on the devices in one call."""
         if self.config.steps_per_dispatch:
             return self.config.steps_per_dispatch
-        if jax.default_backend() == 'cpu' and 'direct' in {self.config.convolution, *self.convolutions.values()}:
-            return 1  # in a loop, XLA's own convolutions for CPUs take up to a hundred times as long
         boundary = self.to_steps(self.config.evaluate_every)
-        return steps_per_dispatch(self.flops * len(self.members.seeds), jax.default_backend(), boundary)
+        steps = steps_per_dispatch(self.flops * len(self.members.seeds), jax.default_backend(), boundary)
+        _ = self.convolutions  # settled before they are traced
+        # In a loop, the gradients of XLA's own convolutions for CPUs take up to a hundred times as long.
+        slow = steps > 1 and jax.default_backend() == 'cpu' and has_own_convolution(*self._forward())
+        return 1 if slow else steps
 
     @property
     def train_split(self) -> Split:
@@ -107,8 +109,11 @@ class Training:
     @functools.cached_property
     def flops(self) -> float:
         """Floating-point operations of one step of one member: three times those of the model's forward pass."""
-        variables, inputs = self._abstract(self.config.batch_size)
-        return 3.0 * flops(functools.partial(self.model.apply, train=False), variables, inputs)
+        return 3.0 * flops(*self._forward())
+
+    def _forward(self) -> tuple[Callable, Tree, Tree]:
+        """The model's forward pass, and the shapes of what it takes."""
+        return functools.partial(self.model.apply, train=False), *self._abstract(self.config.batch_size)
 
     def _abstract(self, rows: int) -> tuple[Tree, Tree]:
         """Shapes of the model's variables and of a batch of so many rows of its inputs."""
