@@ -44,7 +44,7 @@ def wanted(environment: Mapping[str, str]) -> dict[str, str]:
     if switched_off(environment):
         return {}
     flags = environment.get('XLA_FLAGS', '')
-    if _runs_on_cuda(environment) and GRAPHS.partition('=')[0] not in flags:
+    if _runs_on_cuda(environment) and takes_flags(environment) and GRAPHS.partition('=')[0] not in flags:
         return {'XLA_FLAGS': f'{flags} {GRAPHS}'.strip()}
     if _has_glibc() and runs_on_cpu(environment) and 'GLIBC_TUNABLES' not in environment:
         return {'GLIBC_TUNABLES': TUNABLES if memory() >= ENOUGH else HUGE_PAGES}
@@ -54,6 +54,11 @@ def wanted(environment: Mapping[str, str]) -> dict[str, str]:
 def switched_off(environment: Mapping[str, str]) -> bool:
     """Whether the user wants none of these settings, nor XLA's flags of `common.runtime`."""
     return environment.get(SWITCH) == 'off'
+
+
+def takes_flags(environment: Mapping[str, str]) -> bool:
+    """Whether $XLA_FLAGS can be added to; it may also name a file that holds them."""
+    return environment.get('XLA_FLAGS', '').strip()[:1] in ('', '-')
 
 
 def _has_glibc() -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from common import heap
 from common.errors import UsageError
-from common.process import runs_on_cpu, switched_off
+from common.process import runs_on_cpu, switched_off, takes_flags
 from common.processor import cores, processor
 from common.types import Tree
 
@@ -39,7 +39,8 @@ warnings.filterwarnings('ignore', 'Error writing persistent compilation cache en
 def start(distributed: bool = False, cpu_devices: int = 1) -> None:
     """Turns the compile cache on, divides the CPU, tells XLA about it, and for a run of several processes joins them.
 
-    What $XLA_FLAGS say already stays, the number of devices too; TRIPTYCH_PROCESS_SETTINGS=off adds nothing to them.
+    What $XLA_FLAGS say already stays, the number of devices too, and they may name a file of flags;
+    TRIPTYCH_PROCESS_SETTINGS=off adds nothing to them.
     With `distributed`, jax finds the cluster by itself: Slurm, Open MPI, Kubernetes, TPU pods, or the environment
     variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
@@ -50,7 +51,7 @@ def start(distributed: bool = False, cpu_devices: int = 1) -> None:
         cpu_devices = 1
     if cpu_devices > 1:
         jax.config.update('jax_num_cpu_devices', cpu_devices)
-    if runs_on_cpu(os.environ) and not switched_off(os.environ):
+    if runs_on_cpu(os.environ) and takes_flags(os.environ) and not switched_off(os.environ):
         more = [flag for flag in suited_flags(cpu_devices) if flag.partition('=')[0] not in flags]
         os.environ['XLA_FLAGS'] = ' '.join([*flags.split(), *more])  # read when jax first needs a device
     if distributed:

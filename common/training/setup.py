@@ -121,6 +121,21 @@ class Training:
         inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), example)
         return jax.eval_shape(functools.partial(self.model.init, train=False), jax.random.key(0), inputs), inputs
 
+    def head(self) -> set[str]:
+        """Names of the model's variables whose shapes follow the number of classes, as 'params.classifier.kernel'."""
+        info = self.dataset.info
+        if 'class_names' not in info:
+            return set()
+        more = type(self.task)(self.config, {**info, 'class_names': [*info['class_names'], 'one more']}).model()
+        variables, inputs = self._abstract(1)
+        others = jax.eval_shape(functools.partial(more.init, train=False), jax.random.key(0), inputs)
+        leaves = zip(jax.tree.leaves_with_path(variables), jax.tree.leaves(others), strict=True)
+        return {
+            jax.tree_util.keystr(path, simple=True, separator='.')
+            for (path, leaf), other in leaves
+            if leaf.shape != other.shape
+        }
+
     def transport(self, split: str) -> Transport:
         """The split's transport, made at first use."""
         if split not in self._transports:

@@ -15,7 +15,7 @@ from common.errors import DataError, UserError
 from common.nn.convolutions.choices import settle
 from common.runtime import environment
 from common.state import TrainState
-from common.training.initialise import Match, initialise, number_of_classes
+from common.training.initialise import Match, initialise
 from common.training.loop import VALIDATION, Progress
 from common.training.setup import Training, num_parameters
 
@@ -131,7 +131,7 @@ def _warn_of_what_is_known(training: Training) -> None:
     if not (source / CONFIG_FILE).is_file():
         return
     here, there = training.dataset.info, load_run(source).info
-    if here.get('dataset') != there.get('dataset'):
+    if any(here.get(name) != there.get(name) for name in ('dataset', 'class_names')):  # folders can be any images
         return
     held_out = {name for name in here.get('examples', {}) if name != 'train'}
     otherwise = sorted(name for name in held_out if here['examples'][name] != there['examples'].get(name))
@@ -154,7 +154,8 @@ def _initial_state(training: Training) -> tuple[TrainState, Match | None]:
     variables, match = initialise(
         training.config,
         {'params': state.params, **state.collections},
-        number_of_classes(training.dataset.info),
+        training.dataset.info.get('class_names'),
+        training.head(),
         training.members.count,
     )
     variables = training.parallel.replicate(variables)
