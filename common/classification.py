@@ -145,7 +145,7 @@ class ClassificationTask(Task):
 
     def metrics(self, predictions: Predictions, split: Split) -> dict[str, float]:
         metrics = headline_metrics(self.probabilities(predictions), np.asarray(split.columns['label']))
-        del metrics['log_loss']  # the frame's `loss` is the same, or that of soft labels
+        del metrics['log_loss']  # the frame's `loss` is the same, or that of soft labels, or the mean over members
         return metrics
 
     def report(self, evidence: Evidence) -> Report:

@@ -85,11 +85,29 @@ def test_no_loop_holds_a_convolution_of_xlas_own(monkeypatch):
     training.config.steps_per_dispatch, training.config.evaluate_every = 0, '6steps'
     assert training.steps_per_dispatch == 6
     del training.steps_per_dispatch
+    assert not training._slow_in_loops
     training.model = training.model.copy(convolution='direct')
+    del training._slow_in_loops
     assert training.steps_per_dispatch == 1
-    del training.steps_per_dispatch
+    del training.steps_per_dispatch, training._slow_in_loops
     monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
     assert training.steps_per_dispatch == 6
+
+
+@pytest.mark.parametrize('slow', [True, False])
+def test_a_loop_over_convolutions_of_xlas_own_is_warned_of(toy_data, monkeypatch, recwarn, slow):
+    monkeypatch.setattr('common.training.setup.has_own_convolution', lambda *_: slow)
+    for values, named in (
+        ({}, ''),
+        ({'steps_per_dispatch': 2, 'accumulate_steps': 4}, 'steps_per_dispatch=2 and config.accumulate_steps=4'),
+        ({'ensemble': 2}, 'ensemble=2'),
+    ):
+        training = toy(toy_data, **values)
+        host = training.transport('train').host_batch(*training.plan.dispatches([(0, training.steps_per_dispatch)])[0])
+        training.compile(training.init_state(), training.parallel.put(host))
+        told = [str(warning.message) for warning in recwarn if 'hundred times' in str(warning.message)]
+        assert [f'in the loop of config.{named} the' in text for text in told] == [True] * bool(slow and named)
+        recwarn.clear()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import functools
 import math
 import pathlib
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -86,10 +87,13 @@ class Training:
             return self.config.steps_per_dispatch
         boundary = self.to_steps(self.config.evaluate_every)
         steps = steps_per_dispatch(self.flops * len(self.members.seeds), jax.default_backend(), boundary)
+        return 1 if steps > 1 and self._slow_in_loops else steps
+
+    @functools.cached_property
+    def _slow_in_loops(self) -> bool:
+        """Whether there are convolutions whose gradients XLA for CPUs takes up to a hundred times as long for there."""
         _ = self.convolutions  # settled before they are traced
-        # In a loop, the gradients of XLA's own convolutions for CPUs take up to a hundred times as long.
-        slow = steps > 1 and jax.default_backend() == 'cpu' and has_own_convolution(*self._forward())
-        return 1 if slow else steps
+        return jax.default_backend() == 'cpu' and has_own_convolution(*self._forward())
 
     @property
     def train_split(self) -> Split:
@@ -170,6 +174,18 @@ class Training:
         """The train step compiled ahead of time for such a batch, and its cost in words."""
         shared = self.transport('train').shared
         _ = self.convolutions  # settled before they are traced
+        counts = {
+            'steps_per_dispatch': batch['mask'].shape[1],
+            'accumulate_steps': self.accumulate_steps,
+            'ensemble': self.members.count or 1,
+        }
+        loops = [f'config.{name}={count}' for name, count in counts.items() if count > 1]
+        if loops and self._slow_in_loops:
+            warnings.warn(
+                f"in the loop of {' and '.join(loops)} the gradients of XLA's own convolutions take up to a hundred "
+                "times as long on a CPU: set it to 1, or take those of common.nn.conv, with config.convolution='auto'",
+                stacklevel=2,
+            )
         begin = time.perf_counter()
         compiled = self.train_step.compile(state, shared, batch)
         seconds = time.perf_counter() - begin
