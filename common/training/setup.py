@@ -93,7 +93,8 @@ class Training:
     def _slow_in_loops(self) -> bool:
         """Whether there are convolutions whose gradients XLA for CPUs takes up to a hundred times as long for there."""
         _ = self.convolutions  # settled before they are traced
-        return jax.default_backend() == 'cpu' and has_own_convolution(*self._forward())
+        rows = self.config.batch_size // len(self.parallel) // self.accumulate_steps
+        return jax.default_backend() == 'cpu' and has_own_convolution(*self._forward(rows))
 
     @property
     def train_split(self) -> Split:
@@ -113,11 +114,11 @@ class Training:
     @functools.cached_property
     def flops(self) -> float:
         """Floating-point operations of one step of one member: three times those of the model's forward pass."""
-        return 3.0 * flops(*self._forward())
+        return 3.0 * flops(*self._forward(self.config.batch_size))
 
-    def _forward(self) -> tuple[Callable, Tree, Tree]:
+    def _forward(self, rows: int) -> tuple[Callable, Tree, Tree]:
         """The model's forward pass, and the shapes of what it takes."""
-        return functools.partial(self.model.apply, train=False), *self._abstract(self.config.batch_size)
+        return functools.partial(self.model.apply, train=False), *self._abstract(rows)
 
     def _abstract(self, rows: int) -> tuple[Tree, Tree]:
         """Shapes of the model's variables and of a batch of so many rows of its inputs."""
