@@ -84,18 +84,9 @@ def initialise(
             f'config.init_from: {config.init_from} holds {source.members} models and this run {members or 1}; give the '
             'run of a single model, or train as many (config.ensemble)'
         )
-    there: dict[str, tuple[str, Any]] = {}
-    unused = []
-    for name, array in source.arrays.items():
-        renamed = _renamed(name, pairs(config.init_names, 'init_names'))
-        if renamed in there:
-            raise UsageError(f'config.init_names makes both {there[renamed][0]} and {name} into {renamed}')
-        if renamed:
-            there[renamed] = (name, array)
-        else:
-            unused.append(name)
-    stacked = (members,) if members and source.members != members else ()
-    others = None not in (source.classes, classes) and list(source.classes or ()) != list(classes or ())
+    there, unused = _by_our_names(source.arrays, config)
+    stacked = (members,) if members and not source.members else ()
+    others = source.classes and classes and list(source.classes) != list(classes)
     matched, fresh = [], []
 
     def take(path: Any, leaf: Any) -> Any:
@@ -125,6 +116,21 @@ def initialise(
             f'{", ".join(unused[:SHOWN])}; here: {", ".join(fresh[:SHOWN])}. config.init_names can map them.'
         )
     return result, Match(matched, fresh, sorted(unused))
+
+
+def _by_our_names(arrays: Mapping[str, Any], config: ConfigDict) -> tuple[dict[str, tuple[str, Any]], list[str]]:
+    """The source's (name, array) by the name that `config.init_names` makes of it, and the names that it leaves out."""
+    there: dict[str, tuple[str, Any]] = {}
+    unused = []
+    for name, array in arrays.items():
+        renamed = _renamed(name, pairs(config.init_names, 'init_names'))
+        if renamed in there:
+            raise UsageError(f'config.init_names makes both {there[renamed][0]} and {name} into {renamed}')
+        if renamed:
+            there[renamed] = (name, array)
+        else:
+            unused.append(name)
+    return there, unused
 
 
 def _renamed(name: str, names: Sequence[tuple[str, str]]) -> str:
