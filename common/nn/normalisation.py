@@ -1,5 +1,6 @@
 """Batch normalisation with its ReLU or ReLU6, and a max pool after them, over the global batch; made of few passes."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,8 +13,10 @@ from jax import lax
 from common.nn.convolutions.chunks import at_least_float32
 from common.nn.pooling import corners, first_equal, max_pool, spread
 from common.runtime import cpu_barrier
+from common.types import Tree
 
-RANGES = {'relu': (0, None), 'relu6': (0, 6), None: (None, None)}  # of activations, by name
+# Of activations, by name.
+RANGES: Mapping[str | None, tuple[Any, Any]] = {'relu': (0, None), 'relu6': (0, 6), None: (None, None)}
 
 
 class BatchNorm(nn.Module):
@@ -51,12 +54,8 @@ class BatchNorm(nn.Module):
             y = _line(x, slope, bias - running_mean.value * slope, self.activation).astype(dtype)
             return max_pool(y) if self.pool else y
         axis_name = None if self.is_initializing() else self.axis_name
-        # Elsewhere than on a CPU XLA computes the normalisation where the pool reads it.
-        fused = self.pool and jax.default_backend() == 'cpu'
-        how = _How(self.epsilon, axis_name, self.activation, dtype, pool=fused)
+        how = _How(self.epsilon, axis_name, self.activation, dtype, self.pool, jax.default_backend() == 'cpu')
         y, mean, var = _normalise(x, scale, bias, how)
-        if self.pool and not fused:
-            y = max_pool(y)
         if not self.is_initializing():
             for running, batch in ((running_mean, mean), (running_var, var)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(batch)
@@ -68,14 +67,21 @@ def _line(x: jax.Array, slope: jax.Array, intercept: jax.Array, activation: str 
     return jnp.clip(y, *RANGES[activation]) if activation else y
 
 
+def _inside(g: jax.Array, y: jax.Array, activation: str | None) -> jax.Array:
+    """g where y, an activation's input or result, is in its range, and zeros elsewhere."""
+    low, high = RANGES[activation]
+    return jnp.where(y > low if high is None else (y > low) & (y < high), g, jnp.zeros_like(g))
+
+
 class _How(NamedTuple):
-    """`BatchNorm`'s attributes of these names."""
+    """`BatchNorm`'s attributes of these names, and whether the program is for a CPU."""
 
     epsilon: float
     axis_name: str | None
     activation: str | None
     dtype: Any
     pool: bool
+    on_cpu: bool
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -85,17 +91,21 @@ def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, how: _How) -> tu
 
 
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, how: _How) -> tuple[Any, Any]:
-    x = cpu_barrier(x)
-    # Each sum has a barrier of its own before it: what two of them share, as x widened, XLA would write to memory.
-    mean, again = cpu_barrier((_mean(at_least_float32(x)), x))
-    mean_square, again = cpu_barrier((_mean(jnp.square(at_least_float32(again))), again))
+    mean, mean_square, again = _two_means(at_least_float32, lambda x: jnp.square(at_least_float32(x)), cpu_barrier(x))
     mean, mean_square = _over_devices((mean, mean_square), how.axis_name)
     var = jnp.maximum(mean_square - jnp.square(mean), 0)
     inverse = lax.rsqrt(var + how.epsilon)
     slope, intercept = cpu_barrier((scale * inverse, bias - mean * scale * inverse))
-    chosen = cpu_barrier(_chosen(again, slope, intercept)) if how.pool else None
+    chosen = corner = kept = None
+    if how.pool:
+        chosen, corner = _chosen(again, slope, intercept)
+    if how.pool and how.on_cpu:
+        chosen, corner = cpu_barrier(chosen), None
     y = _line(again if chosen is None else chosen, slope, intercept, how.activation).astype(how.dtype)
-    return (y, mean, var), (x, chosen, scale, bias, mean, var, inverse, slope, intercept)
+    if not how.on_cpu:
+        kept = y if how.activation == 'relu' else None
+        chosen, corner = lax.optimization_barrier((chosen, corner))  # without it, chosen would be kept widened
+    return (y, mean, var), (x, chosen, corner, kept, scale, bias, mean, var, inverse, slope, intercept)
 
 
 def _backward(how: _How, residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -106,17 +116,24 @@ def _backward(how: _How, residuals: Any, cotangents: Any) -> tuple[jax.Array, ja
 
     With a pool, g is zero but for the elements of x that it has chosen.
     """
-    x, chosen, scale, bias, mean, var, inverse, slope, intercept = residuals
+    x, chosen, corner, kept, scale, bias, mean, var, inverse, slope, intercept = residuals
     chosen = chosen if how.pool else x
-    share = chosen.size / x.size
-    g, x, chosen = cpu_barrier((cotangents[0], x, chosen))
-    if how.activation is not None:
-        low, high = RANGES[how.activation]
-        y = at_least_float32(chosen) * slope + intercept
-        inside = y > low if high is None else (y > low) & (y < high)
-        g = cpu_barrier(jnp.where(inside, g, jnp.zeros_like(g)))
-    mean_g, g, chosen = cpu_barrier((share * _mean(at_least_float32(g)), g, chosen))
-    mean_gx, g, chosen = cpu_barrier((share * _mean(at_least_float32(g) * at_least_float32(chosen)), g, chosen))
+    given, x, chosen = cpu_barrier((cotangents[0], x, chosen))
+
+    def let_through(g: jax.Array, x: jax.Array) -> jax.Array:
+        return g if how.activation is None else _inside(g, at_least_float32(x) * slope + intercept, how.activation)
+
+    if kept is None:
+        g = cpu_barrier(let_through(given, chosen))
+    else:  # where a result is above zero, what it was computed from was too
+        again, result = lax.optimization_barrier((given, kept))
+        g = _inside(again, result, how.activation)
+    mean_g, mean_gx, (g, chosen) = _two_means(
+        lambda gx: at_least_float32(gx[0]),
+        lambda gx: at_least_float32(gx[0]) * at_least_float32(gx[1]),
+        (g, chosen),
+        chosen.size / x.size,  # where g is not zero
+    )
     mean_gn = (mean_gx - mean * mean_g) * inverse
     count = x.size // x.shape[-1]
     scale_gradient, bias_gradient = (count * mean_gn).astype(scale.dtype), (count * mean_g).astype(bias.dtype)
@@ -124,10 +141,16 @@ def _backward(how: _How, residuals: Any, cotangents: Any) -> tuple[jax.Array, ja
     mean_gn = jnp.where(var > 0, mean_gn, 0)  # a variance that was rounded to less, and set to 0, passes nothing on
     # dx as g * slope + x * coefficient + constant: one multiply-add an element for each term.
     coefficient, constant = cpu_barrier((-slope * inverse * mean_gn, slope * (mean * inverse * mean_gn - mean_g)))
-    g = at_least_float32(g)
+    if kept is not None:  # once more from the start: what came of it above XLA would write, to read it here
+        g, x = lax.optimization_barrier((given, x))
+    if how.on_cpu:
+        g = at_least_float32(g)
     if how.pool:
-        g = spread(g, cpu_barrier(first_equal(x, chosen)))
+        g = spread(g, cpu_barrier(first_equal(x, chosen)) if corner is None else corner)
         g = jnp.pad(g, [(0, whole - part) for whole, part in zip(x.shape, g.shape, strict=True)])
+    if kept is not None:
+        g = let_through(g, x)
+    g = at_least_float32(g)
     dx = g * slope + at_least_float32(x) * coefficient + constant
     return cpu_barrier(dx.astype(x.dtype)), scale_gradient, bias_gradient
 
@@ -135,16 +158,39 @@ def _backward(how: _How, residuals: Any, cotangents: Any) -> tuple[jax.Array, ja
 _normalise.defvjp(_forward, _backward)
 
 
-def _chosen(x: jax.Array, slope: jax.Array, intercept: jax.Array) -> jax.Array:
-    """Of every 2x2 window the first element whose normalised value, not yet rounded to x's dtype, is the largest."""
+def _chosen(x: jax.Array, slope: jax.Array, intercept: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of every 2x2 window the first element whose normalised value, not yet rounded to x's dtype, is the largest.
+
+    And in which corner it is, int8.
+    """
     (a, y_a), (b, y_b), (c, y_c), (d, y_d) = ((corner, corner * slope + intercept) for corner in corners(x))
     above, below = jnp.where(y_b > y_a, b, a), jnp.where(y_d > y_c, d, c)
     is_below = jnp.maximum(y_c, y_d) > jnp.maximum(y_a, y_b)
-    return jnp.where(is_below, below, above).astype(x.dtype)
+    corner = jnp.where(is_below, jnp.where(y_d > y_c, 3, 2), jnp.where(y_b > y_a, 1, 0)).astype(jnp.int8)
+    return jnp.where(is_below, below, above).astype(x.dtype), corner
 
 
-def _mean(x: jax.Array) -> jax.Array:
-    return x.mean(tuple(range(x.ndim - 1)))
+def _two_means(
+    first: Callable[[Tree], jax.Array], second: Callable[[Tree], jax.Array], of: Tree, share: float = 1.0
+) -> tuple[jax.Array, jax.Array, Tree]:
+    """The means of two functions of `of` over all axes but the last, times `share`; and `of` for what comes after.
+
+    On a CPU each has a barrier of its own before it: what they share, as x widened, XLA would write to memory.
+    Elsewhere they are one operation, for XLA takes a kernel to finish each.
+    """
+
+    def mean(x: jax.Array) -> jax.Array:
+        return share * x.mean(tuple(range(x.ndim - 1)))
+
+    if jax.default_backend() == 'cpu':
+        one, of = cpu_barrier((mean(first(of)), of))
+        other, of = cpu_barrier((mean(second(of)), of))
+        return one, other, of
+    both = first(of), second(of)
+    zero, axes = jnp.zeros((), both[0].dtype), tuple(range(both[0].ndim - 1))
+    one, other = lax.reduce(both, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), axes)
+    factor = share * both[0].shape[-1] / both[0].size
+    return factor * one, factor * other, of
 
 
 def _over_devices(means: tuple[jax.Array, jax.Array], axis_name: str | None) -> tuple[jax.Array, jax.Array]:
