@@ -26,8 +26,9 @@ __all__ = ['toy_data']  # a fixture
         (1e6, 'cpu', 1000, 50),
         (0.0, 'cpu', 3, 3),
         (1e11, 'gpu', 1000, 50),
-        (3e11, 'tpu', 1000, 25),
-        (1e12, 'gpu', 1000, 1),
+        (3e11, 'tpu', 1000, 50),
+        (1.6e12, 'gpu', 1000, 10),
+        (1e13, 'gpu', 1000, 1),
     ],
 )
 def test_short_steps_share_a_dispatch(operations, platform, boundary, expected):

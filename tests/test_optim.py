@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from common.config import base_config, number_of_steps
 from common.errors import UsageError
-from common.training.optim import make_optimizer, make_schedule, stop_gradients
+from common.training.optim import global_norm, make_optimizer, make_schedule, stop_gradients
 
 PEAK = 0.4
 
@@ -108,6 +108,21 @@ def test_adam_takes_the_steps_of_its_paper():
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         expected.append(-0.1 * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8))
     np.testing.assert_allclose(moved, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_the_global_norm_and_its_clipping_are_those_of_optax(backend, monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)  # as it is written for a CPU and for other devices
+    random = np.random.default_rng(0)
+    shapes = {'kernel': (3, 3, 4, 5), 'bias': (5,), 'scalar': ()}
+    grads = {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    norm = optax.tree.norm(grads)
+    np.testing.assert_allclose(global_norm(grads), norm, rtol=1e-6)
+    for most in (0.5 * float(norm), 2 * float(norm)):
+        rule = optimizer(name='sgd', learning_rate=1.0, momentum=0.0, weight_decay=0.0, gradient_clip=most)
+        updates, _ = rule.update(grads, rule.init(grads), grads)
+        expected, _ = optax.clip_by_global_norm(most).update(grads, optax.EmptyState())
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -b, rtol=1e-5), updates, expected)
 
 
 def test_gradients_are_clipped_to_the_global_norm():

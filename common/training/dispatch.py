@@ -7,9 +7,9 @@ that goes on is cut as before.
 from common.processor import cores
 
 MOST = 50
-# Floating-point operations of a step that is too short, about ten milliseconds' worth, and of the dispatch to fill.
-SHORT = {'cpu': 4e9, 'accelerator': 1e12}
-FILLED = {'cpu': 1e10, 'accelerator': 1e13}
+# Floating-point operations of steps that share a dispatch, ten to thirty milliseconds' worth, and of one to fill.
+SHORT = {'cpu': 4e9, 'accelerator': 1e13}
+FILLED = {'cpu': 1e10, 'accelerator': 2e13}
 # Of a batch, what a core takes at once: fewer are not worth a device of their own, and more leave its cache.
 ROWS = 16
 
@@ -17,8 +17,8 @@ ROWS = 16
 def steps_per_dispatch(flops: float, platform: str, boundary: int) -> int:
     """What `config.steps_per_dispatch = 0` means: several where starting each would cost as much as computing it.
 
-    Starting a program takes about a millisecond on the host, whatever it computes; and what XLA for GPUs does to
-    weights before their convolutions, it does once a dispatch.
+    Starting a program takes about a millisecond on the host, whatever it computes; and XLA for GPUs lays weights out
+    for their convolutions once a dispatch, where a single step has them transposed, updated and copied back.
 
     Args:
       flops: of one step.

@@ -15,6 +15,7 @@ from common.nn.layers import examples_from
 from common.runtime import AXIS
 from common.state import TrainState
 from common.task import Task
+from common.training.optim import global_norm
 from common.types import Array, Batch, Tree
 
 type Step = Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, Array]]]
@@ -104,7 +105,7 @@ def make_train_step(
         else:
             grads, (collections, metrics) = _accumulated(gradient, state, batch, weight, first, accumulate)
         grads, metrics = lax.pmean((grads, metrics), AXIS)
-        metrics['gradient_norm'] = optax.tree.norm(grads)
+        metrics['gradient_norm'] = global_norm(grads)
         return _apply(state, optimizer, grads, collections, ema_decay), metrics
 
     steps = _scanned(one_step)
