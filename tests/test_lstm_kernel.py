@@ -35,18 +35,42 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize('last_only', [False, True])
-@pytest.mark.parametrize('shape', [(16, 1, 3, 16, 1), (16, 2, 3, 64, 1), (48, 7, 5, 32, 2)])
-def test_values_and_gradients_are_those_of_flax(shape: tuple[int, ...], last_only: bool, calls: list[str]) -> None:
+@pytest.mark.parametrize(
+    ('many', 'shape'),  # from `many` rows on, programs take tiles of 16, if these divide the batch
+    [
+        (512, (1, 1, 3, 16, 1)),
+        (16, (20, 2, 3, 64, 1)),
+        (16, (16, 2, 3, 64, 1)),
+        (16, (48, 7, 5, 32, 2)),
+        (512, (48, 7, 5, 32, 2)),
+    ],
+)
+def test_values_and_gradients_are_those_of_flax(
+    many: int, shape: tuple[int, ...], last_only: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lstm_kernel, 'MANY', many)
     compare_with_flax(shape, jnp.float32, 1e-4, last_only)  # gradients are sums of up to 336 terms of order one
-    asked, checked = 2 * shape[-1], 2
+    asked, checked = 2 * shape[-1], 4
     assert len(calls) == checked + asked + shape[-1]  # the values alone are traced once more, for their shape
 
 
-def test_members_and_directions_equal_each_alone(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(('many', 'tiled'), [(96, True), (97, False)])
+def test_members_and_directions_equal_each_alone(many, tiled, calls, monkeypatch) -> None:
+    monkeypatch.setattr(lstm_kernel, 'MANY', many)  # the three members have 96 rows together
+    programs = set()
+
+    def noted(name: str, program: Any, is_tiled: bool, *rest: Any) -> Any:
+        programs.add((name, is_tiled))
+        return run(name, program, is_tiled, *rest)
+
+    run = lstm_kernel._over_rows
+    monkeypatch.setattr(lstm_kernel, '_over_rows', noted)
+    lstm._kernel_agrees()
+    programs.clear()
     model, x = LSTM(16, num_layers=2, bidirectional=True), normal(0, (3, 32, 5, 4))
     params, weights = drawn_params(model, x[0], members=(3,)), normal(1, (3, 32, 5, 32))
     together = value_and_gradients(jax.vmap(model.apply), params, x, weights)
-    assert calls
+    assert {('lstm_forward', tiled), ('lstm_backward', tiled)} <= programs
     monkeypatch.setattr(lstm_kernel, '_has_kernels', lambda: False)
     del calls[:]
     for member in range(3):
@@ -55,22 +79,38 @@ def test_members_and_directions_equal_each_alone(calls: list[str], monkeypatch: 
     assert not calls
 
 
+def test_kernels_run_inside_pmap_and_scan_as_in_a_training(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lstm_kernel, 'MANY', 32)
+    model, x = LSTM(16), normal(0, (2, 16, 3, 4))
+    params, weights = drawn_params(model, x[0], members=(2,)), normal(1, (2, 16, 3, 16))
+
+    def twice(params: Any, x: jax.Array, weights: jax.Array) -> Any:
+        run = partial(value_and_gradients, jax.vmap(model.apply))
+        return jax.lax.scan(lambda carry, _: (carry, run(params, x, weights)), 0, length=2)[1]
+
+    mapped = jax.pmap(twice, axis_name='data')(*jax.tree.map(lambda leaf: leaf[None], (params, x, weights)))
+    assert calls
+    monkeypatch.setattr(lstm_kernel, '_has_kernels', lambda: False)
+    expected = value_and_gradients(jax.vmap(model.apply), params, x, weights)
+    for step in range(2):
+        assert_trees_close(jax.tree.map(lambda leaf, at=step: leaf[0, at], mapped), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
-    ('batch', 'hidden', 'dtype', 'expected'),
+    ('hidden', 'dtype', 'expected'),
     [
-        (32, 64, jnp.float32, True),
-        (16, 16, jnp.float32, True),
-        (24, 64, jnp.float32, False),
-        (32, 48, jnp.float32, False),
-        (32, 8, jnp.float32, False),
-        (32, 128, jnp.float32, False),
-        (32, 64, jnp.bfloat16, False),
-        (32, 64, jnp.float64, False),
+        (64, jnp.float32, True),
+        (16, jnp.float32, True),
+        (48, jnp.float32, False),
+        (8, jnp.float32, False),
+        (128, jnp.float32, False),
+        (64, jnp.bfloat16, False),
+        (64, jnp.float64, False),
     ],
 )
-def test_layers_that_do_not_fit_take_the_loop(batch, hidden, dtype, expected, monkeypatch) -> None:
+def test_layers_that_do_not_fit_take_the_loop(hidden, dtype, expected, monkeypatch) -> None:
     monkeypatch.setattr(lstm_kernel, '_has_kernels', lambda: True)
-    assert lstm_kernel.fits(batch, hidden, dtype) == expected
+    assert lstm_kernel.fits(hidden, dtype) == expected
 
 
 @pytest.mark.parametrize(
@@ -108,7 +148,7 @@ def test_a_kernel_that_fails_its_check_gives_way_to_the_loop(name, fault, words,
     monkeypatch.setattr(lstm_kernel, name, fault(getattr(lstm_kernel, name)))
     with pytest.warns(UserWarning, match=words):
         compare_with_flax((16, 3, 2, 16, 2), jnp.float32, 5e-5)
-    assert len(calls) <= 2  # of the check
+    assert len(calls) <= 4  # of the check
 
 
 def test_the_kernels_become_programs_for_a_gpu() -> None:

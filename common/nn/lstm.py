@@ -11,7 +11,7 @@ GPUs, layers that fit take all their steps in one kernel (`common.nn.lstm_kernel
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -110,7 +110,7 @@ def _run_forward(x: jax.Array, weights: Weights) -> tuple[jax.Array, Tree]:
     dtype, wide = x.dtype, _wide(x.dtype)
     recurrent_kernel = cpu_barrier(weights.recurrent_kernel.astype(dtype))
     projected = cpu_barrier(_product(x, weights.input_kernel.astype(dtype)) + weights.bias.astype(wide))
-    steps = lstm_kernel.forward if _takes_kernel(x.shape[1], len(recurrent_kernel), dtype) else _steps_forward
+    steps = lstm_kernel.forward if _takes_kernel(len(recurrent_kernel), dtype) else _steps_forward
     hidden, factors = steps(projected, recurrent_kernel)
     return hidden, (x, weights, hidden, factors)
 
@@ -152,7 +152,7 @@ def _run_backward(residuals: Tree, output_gradient: jax.Array) -> tuple[jax.Arra
     x, weights, hidden, factors = residuals
     dtype, wide = x.dtype, _wide(x.dtype)
     kernel = cpu_barrier(weights.recurrent_kernel.astype(dtype).T)
-    steps = lstm_kernel.backward if _takes_kernel(x.shape[1], kernel.shape[1], dtype) else _steps_backward
+    steps = lstm_kernel.backward if _takes_kernel(kernel.shape[1], dtype) else _steps_backward
     gate_gradients = cpu_barrier(steps(output_gradient.astype(wide), factors, kernel))
     input_kernel = cpu_barrier(weights.input_kernel.astype(dtype).T)
     gradients = Weights(
@@ -192,30 +192,29 @@ def _steps_backward(output_gradient: jax.Array, factors: _Factors, kernel: jax.A
 _run.defvjp(_run_forward, _run_backward)
 
 
-def _takes_kernel(batch: int, hidden: int, dtype: Any) -> bool:
-    return lstm_kernel.fits(batch, hidden, dtype) and _kernel_agrees()
+def _takes_kernel(hidden: int, dtype: Any) -> bool:
+    return lstm_kernel.fits(hidden, dtype) and _kernel_agrees()
 
 
 @functools.cache
 def _kernel_agrees() -> bool:
-    """Whether the kernels run on this machine and give the numbers of the loops, in a case of three steps."""
-    size = max(lstm_kernel.SIZES)
-    random = np.random.default_rng(0)
-    shapes = (3, lstm_kernel.ROWS, 4 * size), (size, 4 * size), (3, lstm_kernel.ROWS, size)
-    projected, kernel, gradient = (random.normal(size=shape).astype(np.float32) for shape in shapes)
+    """Whether the kernels run on this machine and give the numbers of the loops, in two cases of three steps."""
+    size, random = max(lstm_kernel.SIZES), np.random.default_rng(0)
 
-    def run(forward: Callable, backward: Callable) -> tuple[jax.Array, ...]:
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def run(forward: Callable, backward: Callable, projected: Any, kernel: Any, gradient: Any) -> Sequence[jax.Array]:
         hidden, factors = forward(projected, kernel)
         return hidden, backward(gradient, factors, kernel.T)
 
-    def distance() -> float:
-        want = jax.jit(run, static_argnums=(0, 1))(_steps_forward, _steps_backward)
-        got = jax.jit(run, static_argnums=(0, 1))(lstm_kernel.forward, lstm_kernel.backward)
+    def distance(batch: int) -> float:
+        shapes = (3, batch, 4 * size), (size, 4 * size), (3, batch, size)
+        drawn = [random.normal(size=shape).astype(np.float32) for shape in shapes]
+        want, got = run(_steps_forward, _steps_backward, *drawn), run(lstm_kernel.forward, lstm_kernel.backward, *drawn)
         return max(float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in zip(got, want, strict=True))
 
     try:
         with ThreadPoolExecutor(1) as elsewhere:  # for in this thread a model is being traced
-            apart = elsewhere.submit(distance).result()
+            apart = max(elsewhere.map(distance, (1, lstm_kernel.MANY)))  # rows by themselves, and tiles of them
         trouble = '' if apart < TOLERANCE else f'gives other numbers than the loop (relative distance {apart:.1e})'
     except Exception as error:  # Pallas for Triton is deprecated: a release of jax can fail in any way
         trouble = f'does not run ({type(error).__name__}: {error})'

@@ -1,29 +1,35 @@
 """The time loop of an LSTM layer as one kernel for NVIDIA GPUs: states and weights stay on the chip for all steps.
 
 As a loop of XLA's, every time step starts seven kernels, which takes longer than what they compute; cuDNN's LSTM starts
-several as well. Here a program takes 16 rows of the batch through all steps. It is written in Pallas for Triton, in the
-arithmetic of `common.nn.lstm`, whose own loop is taken wherever `fits` says no.
+several as well. Here a program takes its rows of the batch through all steps. It is written in Pallas for Triton, in
+the arithmetic of `common.nn.lstm`, whose own loop is taken wherever `fits` says no.
+
+What takes time in a program is to hand numbers from thread to thread. The matrix units ask for that before and after
+each product, and want sixteen rows. So a program takes one row, and multiplies without them, until there are more rows
+than the GPU can run side by side; from then on sixteen in a program are faster.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
-ROWS = 16  # of the batch in a program: the fewest that the matrix units take
-WARPS = 4
 SIZES = (16, 32, 64)  # of layers; with 128, the recurrent weights are more than a program can hold
+MANY = 512  # rows, of all models that are trained together, from which on a program takes a tile of them
+TILE = 16  # the fewest that the matrix units take
+FEW = 128  # rows up to which each has a multiprocessor, and can have more of its threads
 
 
-def fits(batch: int, hidden: int, dtype: Any) -> bool:
+def fits(hidden: int, dtype: Any) -> bool:
     """Whether such a layer can take the kernels on jax's default device; a pure function of device and shapes.
 
     They have been compared and timed on a GPU in float32 alone.
     """
-    return batch % ROWS == 0 and hidden in SIZES and dtype == jnp.float32 and _has_kernels()
+    return hidden in SIZES and dtype == jnp.float32 and _has_kernels()
 
 
 @functools.cache
@@ -45,16 +51,19 @@ def forward(projected: jax.Array, kernel: jax.Array, *, interpret: bool = False)
       Hidden states [steps, batch, hidden] and the factors of the backward pass [steps, batch, 6, hidden]: the four to
       the gates and the two to the cells, as `common.nn.lstm` explains them. Both float32.
     """
-    (steps, batch, _), hidden = projected.shape, len(kernel)
-    return _over_rows(
-        _forward,
-        [projected, kernel],
-        [
+
+    def run(rows: int, projected: jax.Array, kernel: jax.Array) -> Any:
+        (steps, batch, _), hidden = projected.shape, len(kernel)
+        tiled = takes_tiles(rows, batch)
+        if not tiled:  # the four gates of a unit beside each other, where one thread has them all
+            kernel = kernel.reshape(hidden, 4, hidden).swapaxes(1, 2)
+        outputs = [
             jax.ShapeDtypeStruct((steps, batch, hidden), jnp.float32),
             jax.ShapeDtypeStruct((steps, batch, 6, hidden), jnp.float32),
-        ],
-        interpret,
-    )
+        ]
+        return _over_rows('lstm_forward', _forward, tiled, [projected, kernel], outputs, interpret)
+
+    return _with_members(run)(projected, kernel)
 
 
 def backward(
@@ -71,45 +80,79 @@ def backward(
     Returns:
       float32 [steps, batch, 4 * hidden].
     """
-    gates = jax.ShapeDtypeStruct((*output_gradient.shape[:2], len(kernel)), jnp.float32)
-    return _over_rows(_backward, [output_gradient, factors, kernel], [gates], interpret)[0]
+
+    def run(rows: int, output_gradient: jax.Array, factors: jax.Array, kernel: jax.Array) -> jax.Array:
+        shape = *output_gradient.shape[:2], len(kernel)
+        tiled = takes_tiles(rows, shape[1])
+        whole = shape if tiled else (*shape, 1)
+        if not tiled:  # as columns, numbers lie with the threads that have the weights which they multiply
+            output_gradient, factors = output_gradient[..., None], factors[..., None]
+        inputs, outputs = [output_gradient, factors, kernel], [jax.ShapeDtypeStruct(whole, jnp.float32)]
+        return _over_rows('lstm_backward', _backward, tiled, inputs, outputs, interpret)[0].reshape(shape)
+
+    return _with_members(run)(output_gradient, factors, kernel)
 
 
-def _over_rows(program: Any, inputs: Sequence[Any], outputs: Sequence[Any], interpret: bool) -> Any:
-    """Runs `program` on every ROWS rows of arrays [steps, batch, ...] and the whole of the last input, the kernel."""
+def takes_tiles(rows: int, batch: int) -> bool:
+    """Whether programs take TILE rows each, of so many rows of all models and a model's batch."""
+    return rows >= MANY and batch % TILE == 0
+
+
+def _with_members(run: Callable) -> Callable:
+    """`run(rows, *arrays)`, arrays [steps, batch, ...], told the rows of all models where these are vmapped."""
+
+    def alone(*arrays: jax.Array) -> Any:
+        return run(arrays[0].shape[1], *arrays)
+
+    def together(members: int, batched: Sequence[bool], *arrays: jax.Array) -> Any:
+        rows = members * arrays[0].shape[2 if batched[0] else 1]
+        outputs = jax.vmap(functools.partial(run, rows), [0 if one else None for one in batched])(*arrays)
+        return outputs, jax.tree.map(lambda _: True, outputs)
+
+    function = custom_vmap(alone)
+    function.def_vmap(together)
+    return function
+
+
+def _over_rows(
+    name: str, program: Callable, tiled: bool, inputs: Sequence[Any], outputs: Sequence[Any], interpret: bool
+) -> Any:
+    """Runs `program` on every row or tile of arrays [steps, batch, ...] and the whole of the last input, the kernel."""
     # Only where it is needed: the import takes a fifth of a second.
     from jax.experimental import pallas
     from jax.experimental.pallas import triton
 
-    def rows_of(array: Any) -> pallas.BlockSpec:
+    def part_of(array: Any) -> pallas.BlockSpec:
         rest = array.shape[2:]
-        return pallas.BlockSpec((array.shape[0], ROWS, *rest), lambda part: (0, part, *(0 for _ in rest)))
+        shape = array.shape[0], TILE if tiled else None, *rest
+        return pallas.BlockSpec(shape, lambda part: (0, part, *(0 for _ in rest)))
 
     *by_rows, kernel = inputs
+    batch = outputs[0].shape[1]
     return pallas.pallas_call(
-        program,
-        grid=(outputs[0].shape[1] // ROWS,),
-        in_specs=[*map(rows_of, by_rows), pallas.BlockSpec(kernel.shape, lambda _: (0, 0))],
-        out_specs=[rows_of(output) for output in outputs],
+        functools.partial(program, tiled),
+        grid=(batch // TILE if tiled else batch,),
+        in_specs=[*map(part_of, by_rows), pallas.BlockSpec(kernel.shape, lambda _: (0,) * kernel.ndim)],
+        out_specs=[part_of(output) for output in outputs],
         out_shape=outputs,
-        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=4 if tiled or batch > FEW else 8, num_stages=1),
         interpret=interpret,
-        name=f'lstm{program.__name__}',
+        name=name,
     )(*inputs)
 
 
-def _forward(projected: Any, kernel: Any, hidden_out: Any, factors_out: Any) -> None:
-    steps, rows, size = hidden_out.shape
-    columns = _columns(size)
-    kernels = [kernel[:, gate] for gate in columns]
+def _forward(tiled: bool, projected: Any, kernel: Any, hidden_out: Any, factors_out: Any) -> None:
+    steps, *rows, size = hidden_out.shape
+    every = (slice(None),) * len(rows)
+    product = (_tile_by_kernel if tiled else _row_by_kernel)(kernel, size)
 
     def read(step: Any) -> list[jax.Array]:
-        return [projected[step, :, gate] for gate in columns]
+        return [projected[step, *every, gate] for gate in _columns(size)]
 
     def advance(step: Any, carry: Any) -> Any:
         hidden, cell, inputs = carry
         following = read(jnp.minimum(step + 1, steps - 1))  # asked for early: it takes longer than a step's arithmetic
-        i, f, g, o = (x + _dot(hidden, weights) for x, weights in zip(inputs, kernels, strict=True))
+        i, f, g, o = (ours + theirs for ours, theirs in zip(product(hidden), inputs, strict=True))
         i, f, g, o = _sigmoid(i), _sigmoid(f), jnp.tanh(g), _sigmoid(o)
         new_cell = f * cell + i * g
         squashed = jnp.tanh(new_cell)
@@ -117,20 +160,21 @@ def _forward(projected: Any, kernel: Any, hidden_out: Any, factors_out: Any) -> 
         hidden_out[step] = hidden
         to_gates = g * i * (1 - i), cell * f * (1 - f), i * (1 - g * g), squashed * o * (1 - o)
         for number, factor in enumerate([*to_gates, o * (1 - squashed * squashed), f]):
-            factors_out[step, :, number] = factor
+            factors_out[step, *every, number] = factor
         return hidden, new_cell, following
 
-    zero = jnp.zeros((rows, size), jnp.float32)
+    zero = jnp.zeros((*rows, size), jnp.float32)
     lax.fori_loop(0, steps, advance, (zero, zero, read(0)))
 
 
-def _backward(output_gradient: Any, factors: Any, kernel: Any, gates_out: Any) -> None:
-    steps, rows, size = output_gradient.shape
-    columns = _columns(size)
-    kernels = [kernel[gate] for gate in columns]
+def _backward(tiled: bool, output_gradient: Any, factors: Any, kernel: Any, gates_out: Any) -> None:
+    steps, *state = output_gradient.shape
+    every = (slice(None),) * tiled
+    columns = _columns(kernel.shape[1])
+    product = (_tile_by_transposed if tiled else _column_by_transposed)([kernel[gate] for gate in columns])
 
     def read(step: Any) -> list[jax.Array]:
-        return [output_gradient[step], *(factors[step, :, number] for number in range(6))]
+        return [output_gradient[step], *(factors[step, *every, number] for number in range(6))]
 
     def retreat(done: Any, carry: Any) -> Any:
         step = steps - 1 - done
@@ -140,12 +184,49 @@ def _backward(output_gradient: Any, factors: Any, kernel: Any, gates_out: Any) -
         cell_gradient += hidden_gradient * to_cell
         gates = cell_gradient * to_i, cell_gradient * to_f, cell_gradient * to_g, hidden_gradient * to_o
         for gate, gradient in zip(columns, gates, strict=True):
-            gates_out[step, :, gate] = gradient
-        hidden_gradient = sum(_dot(gradient, weights) for gradient, weights in zip(gates, kernels, strict=True))
-        return hidden_gradient, cell_gradient * to_previous_cell, following
+            gates_out[step, *every, gate] = gradient
+        return product(gates), cell_gradient * to_previous_cell, following
 
-    zero = jnp.zeros((rows, size), jnp.float32)
+    zero = jnp.zeros(state, jnp.float32)
     lax.fori_loop(0, steps, retreat, (zero, zero, read(steps - 1)))
+
+
+# Each holds the weights on the chip. From hidden states to the four gates:
+
+
+def _tile_by_kernel(kernel: Any, size: int) -> Callable:
+    """[TILE, size] by [size, 4 * size]."""
+    kernels = [kernel[:, gate] for gate in _columns(size)]
+    return lambda hidden: [_dot(hidden, weights) for weights in kernels]
+
+
+def _row_by_kernel(kernel: Any, size: int) -> Callable:
+    """[size] by [size, size, gate]."""
+    weights, which = kernel[...], lax.broadcasted_iota(jnp.int32, (size, 4), 1)
+
+    def product(hidden: jax.Array) -> list[jax.Array]:
+        sums = (hidden[:, None, None] * weights).sum(0)
+        return [jnp.where(which == gate, sums, 0.0).sum(1) for gate in range(4)]
+
+    return product
+
+
+# And back, from the gradients to the gates, with kernels [size, size]:
+
+
+def _tile_by_transposed(kernels: Sequence[jax.Array]) -> Callable:
+    """[TILE, size] each."""
+    return lambda gates: sum(_dot(gradient, weights) for gradient, weights in zip(gates, kernels, strict=True))
+
+
+def _column_by_transposed(kernels: Sequence[jax.Array]) -> Callable:
+    """[size, 1] each."""
+
+    def product(gates: Sequence[jax.Array]) -> jax.Array:
+        products: Any = sum(gradient * weights for gradient, weights in zip(gates, kernels, strict=True))
+        return products.sum(0).reshape(-1, 1)
+
+    return product
 
 
 def _columns(size: int) -> list[slice]:
