@@ -15,12 +15,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
 SIZES = (16, 32, 64)  # of layers; with 128, the recurrent weights are more than a program can hold
 MANY = 512  # rows, of all models that are trained together, from which on a program takes a tile of them
 TILE = 16  # the fewest that the matrix units take
+PAIRED = (0, 2, 1, 3)  # the order of gates where (i, f) and (g, o) are stacked
 FEW = 128  # rows up to which each has a multiprocessor, and can have more of its threads
 
 
@@ -82,13 +84,13 @@ def backward(
     """
 
     def run(rows: int, output_gradient: jax.Array, factors: jax.Array, kernel: jax.Array) -> jax.Array:
-        shape = *output_gradient.shape[:2], len(kernel)
-        tiled = takes_tiles(rows, shape[1])
-        whole = shape if tiled else (*shape, 1)
-        if not tiled:  # as columns, numbers lie with the threads that have the weights which they multiply
-            output_gradient, factors = output_gradient[..., None], factors[..., None]
-        inputs, outputs = [output_gradient, factors, kernel], [jax.ShapeDtypeStruct(whole, jnp.float32)]
-        return _over_rows('lstm_backward', _backward, tiled, inputs, outputs, interpret)[0].reshape(shape)
+        (steps, batch, hidden), columns = output_gradient.shape, len(kernel)
+        tiled = takes_tiles(rows, batch)
+        if not tiled:  # as in `forward`, the gates in the order in which `_row_by_transposed` pairs them
+            kernel = kernel.reshape(4, hidden, hidden)[np.array(PAIRED)].transpose(1, 2, 0)
+        outputs = [jax.ShapeDtypeStruct((steps, batch, columns), jnp.float32)]
+        inputs = [output_gradient, factors, kernel]
+        return _over_rows('lstm_backward', _backward, tiled, inputs, outputs, interpret)[0]
 
     return _with_members(run)(output_gradient, factors, kernel)
 
@@ -168,10 +170,9 @@ def _forward(tiled: bool, projected: Any, kernel: Any, hidden_out: Any, factors_
 
 
 def _backward(tiled: bool, output_gradient: Any, factors: Any, kernel: Any, gates_out: Any) -> None:
-    steps, *state = output_gradient.shape
-    every = (slice(None),) * tiled
-    columns = _columns(kernel.shape[1])
-    product = (_tile_by_transposed if tiled else _column_by_transposed)([kernel[gate] for gate in columns])
+    steps, *rows, size = output_gradient.shape
+    every = (slice(None),) * len(rows)
+    product = (_tile_by_transposed if tiled else _row_by_transposed)(kernel, size)
 
     def read(step: Any) -> list[jax.Array]:
         return [output_gradient[step], *(factors[step, *every, number] for number in range(6))]
@@ -183,15 +184,15 @@ def _backward(tiled: bool, output_gradient: Any, factors: Any, kernel: Any, gate
         hidden_gradient += output
         cell_gradient += hidden_gradient * to_cell
         gates = cell_gradient * to_i, cell_gradient * to_f, cell_gradient * to_g, hidden_gradient * to_o
-        for gate, gradient in zip(columns, gates, strict=True):
+        for gate, gradient in zip(_columns(size), gates, strict=True):
             gates_out[step, *every, gate] = gradient
         return product(gates), cell_gradient * to_previous_cell, following
 
-    zero = jnp.zeros(state, jnp.float32)
+    zero = jnp.zeros((*rows, size), jnp.float32)
     lax.fori_loop(0, steps, retreat, (zero, zero, read(steps - 1)))
 
 
-# Each holds the weights on the chip. From hidden states to the four gates:
+# Products that hold the weights on the chip. From hidden states to the four gates:
 
 
 def _tile_by_kernel(kernel: Any, size: int) -> Callable:
@@ -211,20 +212,24 @@ def _row_by_kernel(kernel: Any, size: int) -> Callable:
     return product
 
 
-# And back, from the gradients to the gates, with kernels [size, size]:
+# And back, from the gradients to the gates:
 
 
-def _tile_by_transposed(kernels: Sequence[jax.Array]) -> Callable:
-    """[TILE, size] each."""
+def _tile_by_transposed(kernel: Any, size: int) -> Callable:
+    """Four [TILE, size] by [4 * size, size]."""
+    kernels = [kernel[gate] for gate in _columns(size)]
     return lambda gates: sum(_dot(gradient, weights) for gradient, weights in zip(gates, kernels, strict=True))
 
 
-def _column_by_transposed(kernels: Sequence[jax.Array]) -> Callable:
-    """[size, 1] each."""
+def _row_by_transposed(kernel: Any, size: int) -> Callable:
+    """Four [size] by [size, size, gate], the gates PAIRED."""
+    weights = kernel[...]
 
     def product(gates: Sequence[jax.Array]) -> jax.Array:
-        products: Any = sum(gradient * weights for gradient, weights in zip(gates, kernels, strict=True))
-        return products.sum(0).reshape(-1, 1)
+        i, f, g, o = gates
+        # Put together first, so that all four go from thread to thread at once.
+        paired = jnp.stack([jnp.stack([i, f], -1), jnp.stack([g, o], -1)], -1).reshape(size, 4)
+        return (paired[:, None] * weights).sum(0).sum(1)
 
     return product
 
