@@ -130,7 +130,12 @@ def _over_rows(
         return pallas.BlockSpec(shape, lambda part: (0, part, *(0 for _ in rest)))
 
     *by_rows, kernel = inputs
-    batch = outputs[0].shape[1]
+    steps, batch = outputs[0].shape[:2]
+    cost = pallas.CostEstimate(  # of the products alone, for `common.flops`
+        flops=2 * steps * batch * kernel.size,
+        transcendentals=0,
+        bytes_accessed=sum(array.size * array.dtype.itemsize for array in [*inputs, *outputs]),
+    )
     return pallas.pallas_call(
         functools.partial(program, tiled),
         grid=(batch // TILE if tiled else batch,),
@@ -138,6 +143,7 @@ def _over_rows(
         out_specs=[part_of(output) for output in outputs],
         out_shape=outputs,
         compiler_params=triton.CompilerParams(num_warps=4 if tiled or batch > FEW else 8, num_stages=1),
+        cost_estimate=cost,
         interpret=interpret,
         name=name,
     )(*inputs)
