@@ -117,11 +117,21 @@ def _parse(argv: list[str]) -> list[str]:
         if 'config' in flags.FLAGS:
             flags.FLAGS.config.get('task')  # a file that could not be read tells so only when it is used
         return rest
-    except AttributeError as error:  # of an override --config.KEY, or of the config file itself
-        reason = error.args[0]
-        _stop(f'the config has no value {reason.args[0]}' if isinstance(reason, KeyError) else str(reason))
-    except (flags.Error, UserError, KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError) as error:  # of an override --config.KEY, or of the config file itself
+        reason = error if isinstance(error, KeyError) else error.args[0]
+        _stop(_no_value(str(reason.args[0]), argv) if isinstance(reason, KeyError) else str(reason))
+    except (flags.Error, UserError, TypeError, ValueError, OSError) as error:
         _stop(str(error.args[0] if error.args and not isinstance(error, OSError) else error).strip())
+
+
+def _no_value(words: str, argv: list[str]) -> str:
+    """What is said of a key that the config lacks; `words` are the key, or hold it in quotes before a suggestion."""
+    quoted = words if words.startswith("'") else f"'{words}'"
+    key = quoted.split("'")[1]
+    names = (argument.partition('=')[0] for argument in argv if argument.startswith('--config.'))
+    flag = next((name for name in names if key in name.split('.')), None)
+    place = f'{flag}: ' if flag else ''
+    return f'{place}the config has no value {quoted}'
 
 
 def _stop(text: str) -> NoReturn:

@@ -426,7 +426,9 @@ def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
 @pytest.mark.parametrize(
     ('flag', 'status', 'words'),
     [
-        ('--config.batchsize=8', 2, ["the config has no value 'batchsize'"]),
+        ('--config.batchsize=8', 2, ["--config.batchsize: the config has no value 'batchsize'", 'batch_size']),
+        ('--config.optimizer.lr=8', 2, ["--config.optimizer.lr: the config has no value 'lr'"]),
+        ('--config.optimiser.name=sgd', 2, ["--config.optimiser.name: the config has no value 'optimiser'"]),
         ('--config.model.width=8', 2, ["no value 'width'", 'widths']),
         ('--config.batch_size=abc', 2, ['--config.batch_size=abc', 'int']),
         ('--config.batch_size=8.5', 2, ['--config.batch_size=8.5', 'int']),
