@@ -36,7 +36,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize('last_only', [False, True])
 @pytest.mark.parametrize(
-    ('many', 'shape'),  # from `many` rows on, programs take tiles of 16, if these divide the batch
+    ('many', 'shape'),  # from `many` rows on, programs take tiles of 16
     [
         (512, (1, 1, 3, 16, 1)),
         (16, (20, 2, 3, 64, 1)),
@@ -50,7 +50,7 @@ def test_values_and_gradients_are_those_of_flax(
 ) -> None:
     monkeypatch.setattr(lstm_kernel, 'MANY', many)
     compare_with_flax(shape, jnp.float32, 1e-4, last_only)  # gradients are sums of up to 336 terms of order one
-    asked, checked = 2 * shape[-1], 4
+    asked, checked = 2 * shape[-1], 2 * len(lstm_kernel.CASES)
     assert len(calls) == checked + asked + shape[-1]  # the values alone are traced once more, for their shape
 
 
@@ -59,9 +59,9 @@ def test_members_and_directions_equal_each_alone(many, tiled, calls, monkeypatch
     monkeypatch.setattr(lstm_kernel, 'MANY', many)  # the three members have 96 rows together
     programs = set()
 
-    def noted(name: str, program: Any, is_tiled: bool, *rest: Any) -> Any:
-        programs.add((name, is_tiled))
-        return run(name, program, is_tiled, *rest)
+    def noted(name: str, program: Any, rows: int, *rest: Any) -> Any:
+        programs.add((name, rows >= many))
+        return run(name, program, rows, *rest)
 
     run = lstm_kernel._over_rows
     monkeypatch.setattr(lstm_kernel, '_over_rows', noted)
@@ -70,7 +70,8 @@ def test_members_and_directions_equal_each_alone(many, tiled, calls, monkeypatch
     model, x = LSTM(16, num_layers=2, bidirectional=True), normal(0, (3, 32, 5, 4))
     params, weights = drawn_params(model, x[0], members=(3,)), normal(1, (3, 32, 5, 32))
     together = value_and_gradients(jax.vmap(model.apply), params, x, weights)
-    assert {('lstm_forward', tiled), ('lstm_backward', tiled)} <= programs
+    alone = {('lstm_forward', False), ('lstm_backward', False)}  # as each is traced first
+    assert programs == (alone | {('lstm_forward', True), ('lstm_backward', True)} if tiled else alone)
     monkeypatch.setattr(lstm_kernel, '_has_kernels', lambda: False)
     del calls[:]
     for member in range(3):
@@ -132,35 +133,46 @@ def broken(*arguments: Any) -> Any:
     raise AttributeError('no such function in this release')
 
 
-def wrong(kernel: Any, *arguments: Any) -> Any:
-    return jax.tree.map(lambda result: 1.1 * result, kernel(*arguments))
+def wrong(factor: float, kernel: Any, *arguments: Any, rows: int = 1) -> Any:
+    results = kernel(*arguments)
+    return jax.tree.map(lambda result: factor * result, results) if arguments[0].shape[1] >= rows else results
 
 
 @pytest.mark.parametrize(
     ('name', 'fault', 'words'),
     [
         ('forward', lambda kernel: broken, r'does not run \(AttributeError: no such function'),
-        ('forward', lambda kernel: partial(wrong, kernel), 'gives other numbers than the loop'),
-        ('backward', lambda kernel: partial(wrong, kernel), 'gives other numbers than the loop'),
+        ('forward', lambda kernel: partial(wrong, 1.1, kernel), 'gives other numbers than the loop'),
+        ('backward', lambda kernel: partial(wrong, 1.1, kernel), 'gives other numbers than the loop'),
+        ('backward', lambda kernel: partial(wrong, np.nan, kernel), 'gives other numbers than the loop'),
+        ('forward', lambda kernel: partial(wrong, np.nan, kernel, rows=512), 'gives other numbers than the loop'),
     ],
 )
 def test_a_kernel_that_fails_its_check_gives_way_to_the_loop(name, fault, words, calls, monkeypatch) -> None:
     monkeypatch.setattr(lstm_kernel, name, fault(getattr(lstm_kernel, name)))
     with pytest.warns(UserWarning, match=words):
         compare_with_flax((16, 3, 2, 16, 2), jnp.float32, 5e-5)
-    assert len(calls) <= 4  # of the check
+    assert len(calls) <= 2 * len(lstm_kernel.CASES)  # of the check
 
 
-def test_the_kernels_become_programs_for_a_gpu() -> None:
+def test_a_tile_that_the_batch_does_not_fill_is_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in Python, what lies beyond an array is no fault."""
+    monkeypatch.setattr(lstm_kernel, 'MANY', 16)
+    program = jax.make_jaxpr(lstm_kernel.forward)(jnp.zeros((3, 20, 64)), jnp.zeros((16, 64)))
+    assert 'f32[3,32,64]' in str(program)
+
+
+@pytest.mark.parametrize(('members', 'batch'), [(1, 7), (1, 520), (32, 16), (59, 20)])
+def test_the_kernels_become_programs_for_a_gpu(members: int, batch: int) -> None:
     """As far as this goes without one: through Pallas and Triton's dialect."""
     device = jax.sharding.AbstractDevice('NVIDIA H200', 132, 'gpu')
-    projected, kernel = jnp.zeros((5, 32, 256)), jnp.zeros((64, 256))
+    projected, kernel = jnp.zeros((members, 5, batch, 256)), jnp.zeros((members, 64, 256))
 
     def both(projected: jax.Array, kernel: jax.Array) -> Any:
         hidden, factors = lstm_kernel.forward(projected, kernel)
         return lstm_kernel.backward(hidden, factors, kernel.T)
 
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
-        program = jax.jit(both).trace(projected, kernel).lower(lowering_platforms=('cuda',)).as_text()
+        program = jax.jit(jax.vmap(both)).trace(projected, kernel).lower(lowering_platforms=('cuda',)).as_text()
     assert program.count('triton') >= 2
     assert np.all([name in program for name in ('lstm_forward', 'lstm_backward')])

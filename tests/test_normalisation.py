@@ -15,6 +15,7 @@ DEVICES = 4
 def backend(request, monkeypatch):
     """As it is written for a CPU and for other devices."""
     monkeypatch.setattr(jax, 'default_backend', lambda: request.param)
+    jax.clear_caches()  # or else the second of them would take what was traced for the first
     return request.param
 
 
@@ -94,6 +95,16 @@ def test_with_a_pool_too_whatever_the_sign_of_the_scale(shape, activation, train
     variables['params']['n']['scale'] = scale * jnp.resize(jnp.asarray([1.0, -1.0, 0.0]), scale.shape)
     actual = jax.jit(loss_and_gradients, static_argnums=0)(Fused(train, activation, pool=True), variables, x)
     assert_close(actual, loss_and_gradients(Flax(train, activation, pool=True), variables, x), 1e-12)
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('pool', [False, True])
+def test_wide_inputs_may_give_narrow_results(pool):
+    x, variables = draw((3, 6, 4, 5))
+    actual, expected = (
+        loss_and_gradients(model(dtype=jnp.float32, pool=pool), variables, x) for model in (Fused, Flax)
+    )
+    assert_close(actual, expected, 1e-5)
 
 
 def test_equal_maxima_of_a_window_go_to_the_first():

@@ -24,6 +24,7 @@ MANY = 512  # rows, of all models that are trained together, from which on a pro
 TILE = 16  # the fewest that the matrix units take
 PAIRED = (0, 2, 1, 3)  # the order of gates where (i, f) and (g, o) are stacked
 FEW = 128  # rows up to which each has a multiprocessor, and can have more of its threads
+CASES = (1, FEW + 1, MANY)  # batches of which each takes another program
 
 
 def fits(hidden: int, dtype: Any) -> bool:
@@ -56,14 +57,10 @@ def forward(projected: jax.Array, kernel: jax.Array, *, interpret: bool = False)
 
     def run(rows: int, projected: jax.Array, kernel: jax.Array) -> Any:
         (steps, batch, _), hidden = projected.shape, len(kernel)
-        tiled = takes_tiles(rows, batch)
-        if not tiled:  # the four gates of a unit beside each other, where one thread has them all
+        if rows < MANY:  # the four gates of a unit beside each other, where one thread has them all
             kernel = kernel.reshape(hidden, 4, hidden).swapaxes(1, 2)
-        outputs = [
-            jax.ShapeDtypeStruct((steps, batch, hidden), jnp.float32),
-            jax.ShapeDtypeStruct((steps, batch, 6, hidden), jnp.float32),
-        ]
-        return _over_rows('lstm_forward', _forward, tiled, [projected, kernel], outputs, interpret)
+        shapes = [(steps, batch, hidden), (steps, batch, 6, hidden)]
+        return _over_rows('lstm_forward', _forward, rows, [projected, kernel], shapes, interpret)
 
     return _with_members(run)(projected, kernel)
 
@@ -85,23 +82,19 @@ def backward(
 
     def run(rows: int, output_gradient: jax.Array, factors: jax.Array, kernel: jax.Array) -> jax.Array:
         (steps, batch, hidden), columns = output_gradient.shape, len(kernel)
-        tiled = takes_tiles(rows, batch)
-        if not tiled:  # as in `forward`, the gates in the order in which `_row_by_transposed` pairs them
+        if rows < MANY:  # as in `forward`, the gates in the order in which `_row_by_transposed` pairs them
             kernel = kernel.reshape(4, hidden, hidden)[np.array(PAIRED)].transpose(1, 2, 0)
-        outputs = [jax.ShapeDtypeStruct((steps, batch, columns), jnp.float32)]
-        inputs = [output_gradient, factors, kernel]
-        return _over_rows('lstm_backward', _backward, tiled, inputs, outputs, interpret)[0]
+        inputs, shapes = [output_gradient, factors, kernel], [(steps, batch, columns)]
+        return _over_rows('lstm_backward', _backward, rows, inputs, shapes, interpret)[0]
 
     return _with_members(run)(output_gradient, factors, kernel)
 
 
-def takes_tiles(rows: int, batch: int) -> bool:
-    """Whether programs take TILE rows each, of so many rows of all models and a model's batch."""
-    return rows >= MANY and batch % TILE == 0
-
-
 def _with_members(run: Callable) -> Callable:
-    """`run(rows, *arrays)`, arrays [steps, batch, ...], told the rows of all models where these are vmapped."""
+    """`run(rows, *arrays)`, arrays [steps, batch, ...], told the rows of all models where these are vmapped.
+
+    Of nested vmaps, those of the innermost.
+    """
 
     def alone(*arrays: jax.Array) -> Any:
         return run(arrays[0].shape[1], *arrays)
@@ -117,36 +110,48 @@ def _with_members(run: Callable) -> Callable:
 
 
 def _over_rows(
-    name: str, program: Callable, tiled: bool, inputs: Sequence[Any], outputs: Sequence[Any], interpret: bool
-) -> Any:
-    """Runs `program` on every row or tile of arrays [steps, batch, ...] and the whole of the last input, the kernel."""
+    name: str, program: Callable, rows: int, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...]], interpret: bool
+) -> list[Any]:
+    """Runs `program` on every row or tile of arrays [steps, batch, ...] and the whole of the last input, the kernel.
+
+    A tile that the batch does not fill has zeros in it. There are `rows` of all models; outputs are float32.
+    """
     # Only where it is needed: the import takes a fifth of a second.
     from jax.experimental import pallas
     from jax.experimental.pallas import triton
+
+    tiled = rows >= MANY
+    steps, batch = shapes[0][:2]
+    programs = -(-batch // TILE) if tiled else batch
+    whole = programs * TILE if tiled else batch
+
+    def filled(array: Any) -> Any:
+        return jnp.pad(array, [(0, 0), (0, whole - batch), *[(0, 0)] * (array.ndim - 2)])
 
     def part_of(array: Any) -> pallas.BlockSpec:
         rest = array.shape[2:]
         shape = array.shape[0], TILE if tiled else None, *rest
         return pallas.BlockSpec(shape, lambda part: (0, part, *(0 for _ in rest)))
 
-    *by_rows, kernel = inputs
-    steps, batch = outputs[0].shape[:2]
+    *by_rows, kernel = [*map(filled, inputs[:-1]), inputs[-1]]
+    outputs = [jax.ShapeDtypeStruct((steps, whole, *shape[2:]), jnp.float32) for shape in shapes]
     cost = pallas.CostEstimate(  # of the products alone, for `common.flops`
         flops=2 * steps * batch * kernel.size,
         transcendentals=0,
-        bytes_accessed=sum(array.size * array.dtype.itemsize for array in [*inputs, *outputs]),
+        bytes_accessed=sum(array.size * array.dtype.itemsize for array in [*by_rows, kernel, *outputs]),
     )
-    return pallas.pallas_call(
+    results = pallas.pallas_call(
         functools.partial(program, tiled),
-        grid=(batch // TILE if tiled else batch,),
+        grid=(programs,),
         in_specs=[*map(part_of, by_rows), pallas.BlockSpec(kernel.shape, lambda _: (0,) * kernel.ndim)],
         out_specs=[part_of(output) for output in outputs],
         out_shape=outputs,
-        compiler_params=triton.CompilerParams(num_warps=4 if tiled or batch > FEW else 8, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=8 if rows <= FEW else 4, num_stages=1),
         cost_estimate=cost,
         interpret=interpret,
         name=name,
-    )(*inputs)
+    )(*by_rows, kernel)
+    return [result[:, :batch] for result in results]
 
 
 def _forward(tiled: bool, projected: Any, kernel: Any, hidden_out: Any, factors_out: Any) -> None:

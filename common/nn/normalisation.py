@@ -187,9 +187,10 @@ def _two_means(
         other, of = cpu_barrier((mean(second(of)), of))
         return one, other, of
     both = first(of), second(of)
-    zero, axes = jnp.zeros((), both[0].dtype), tuple(range(both[0].ndim - 1))
-    one, other = lax.reduce(both, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), axes)
-    factor = share * both[0].shape[-1] / both[0].size
+    wide = jnp.promote_types(both[0].dtype, both[1].dtype)
+    zero, axes, factor = jnp.zeros((), wide), tuple(range(both[0].ndim - 1)), share * both[0].shape[-1] / both[0].size
+    columns = tuple(part.astype(wide) for part in both)
+    one, other = lax.reduce(columns, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), axes)
     return factor * one, factor * other, of
 
 

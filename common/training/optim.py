@@ -90,7 +90,7 @@ def global_norm(tree: Tree) -> jax.Array:
     if jax.default_backend() == 'cpu':
         return optax.tree.norm(tree)
     squares = [jnp.square(leaf).sum(tuple(range(leaf.ndim - 1))).reshape(-1) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(lax.optimization_barrier(jnp.concatenate(squares)).sum())
+    return jnp.sqrt(lax.optimization_barrier(jnp.concatenate(squares or [jnp.zeros(1)])).sum())
 
 
 def _clipped(most: float) -> optax.GradientTransformation:
@@ -99,7 +99,7 @@ def _clipped(most: float) -> optax.GradientTransformation:
     def clip(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
         del params
         norm = global_norm(updates)
-        return jax.tree.map(lambda update: jnp.where(norm < most, update, update / norm * most), updates), state
+        return jax.tree.map(lambda u: lax.select(norm < most, u, (u / norm.astype(u.dtype)) * most), updates), state
 
     return optax.GradientTransformation(optax.init_empty_state, clip)
 
