@@ -91,7 +91,9 @@ def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, how: _How) -> tu
 
 
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, how: _How) -> tuple[Any, Any]:
-    mean, mean_square, again = _two_means(at_least_float32, lambda x: jnp.square(at_least_float32(x)), cpu_barrier(x))
+    mean, mean_square, again = _two_means(
+        at_least_float32, lambda x: jnp.square(at_least_float32(x)), cpu_barrier(x), how.on_cpu
+    )
     mean, mean_square = _over_devices((mean, mean_square), how.axis_name)
     var = jnp.maximum(mean_square - jnp.square(mean), 0)
     inverse = lax.rsqrt(var + how.epsilon)
@@ -132,7 +134,8 @@ def _backward(how: _How, residuals: Any, cotangents: Any) -> tuple[jax.Array, ja
         lambda gx: at_least_float32(gx[0]),
         lambda gx: at_least_float32(gx[0]) * at_least_float32(gx[1]),
         (g, chosen),
-        chosen.size / x.size,  # where g is not zero
+        how.on_cpu,
+        share=chosen.size / x.size,  # where g is not zero
     )
     mean_gn = (mean_gx - mean * mean_g) * inverse
     count = x.size // x.shape[-1]
@@ -171,7 +174,11 @@ def _chosen(x: jax.Array, slope: jax.Array, intercept: jax.Array) -> tuple[jax.A
 
 
 def _two_means(
-    first: Callable[[Tree], jax.Array], second: Callable[[Tree], jax.Array], of: Tree, share: float = 1.0
+    first: Callable[[Tree], jax.Array],
+    second: Callable[[Tree], jax.Array],
+    of: Tree,
+    on_cpu: bool,
+    share: float = 1.0,
 ) -> tuple[jax.Array, jax.Array, Tree]:
     """The means of two functions of `of` over all axes but the last, times `share`; and `of` for what comes after.
 
@@ -182,15 +189,16 @@ def _two_means(
     def mean(x: jax.Array) -> jax.Array:
         return share * x.mean(tuple(range(x.ndim - 1)))
 
-    if jax.default_backend() == 'cpu':
+    if on_cpu:
         one, of = cpu_barrier((mean(first(of)), of))
         other, of = cpu_barrier((mean(second(of)), of))
         return one, other, of
     both = first(of), second(of)
     wide = jnp.promote_types(both[0].dtype, both[1].dtype)
-    zero, axes, factor = jnp.zeros((), wide), tuple(range(both[0].ndim - 1)), share * both[0].shape[-1] / both[0].size
-    columns = tuple(part.astype(wide) for part in both)
-    one, other = lax.reduce(columns, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), axes)
+    zero, axes = jnp.zeros((), wide), tuple(range(both[0].ndim - 1))
+    terms = tuple(each.astype(wide) for each in both)
+    one, other = lax.reduce(terms, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), axes)
+    factor = share * both[0].shape[-1] / both[0].size
     return factor * one, factor * other, of
 
 
