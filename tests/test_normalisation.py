@@ -174,12 +174,16 @@ def test_running_statistics_stay_in_evaluation():
 
 @pytest.mark.parametrize(('train', 'pool', 'barriers'), [(False, True, 0), (True, False, 2), (True, True, 3)])
 def test_programs_for_accelerators_hold_few_barriers(train, pool, barriers, backend):
-    """None of those that a CPU needs; in training, those that keep XLA from writing what two operations read."""
+    """None of those that a CPU needs; in training, those that keep XLA from writing what two operations read.
+
+    And sums in pairs, forward and back.
+    """
     x, variables = draw((3, 4, 4, 2), jnp.float32)
     step = jax.jit(lambda v, x: loss_and_gradients(Fused(train, pool=pool), v, x))
     program = step.trace(variables, x).lower(lowering_platforms=('cuda' if backend == 'gpu' else 'cpu',)).as_text()
     count = program.count('stablehlo.optimization_barrier')
     assert count == barriers if backend == 'gpu' else count > barriers
+    assert program.count(':2 = stablehlo.reduce(') == (2 if train and backend == 'gpu' else 0)  # two sums at once
 
 
 def test_an_unknown_activation_is_refused():
