@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common.data import splits
 from common.data.splits import complete_splits, grouped_stratified_split, merge_groups
 from common.errors import DataError, UsageError
 
@@ -149,6 +150,39 @@ def test_persons_who_show_every_class_are_dealt_by_all_of_them():
         DataError, match=r'has 3 group.* none is left for '
     ):  # 3 and 4 would have to lie together, and apart
         grouped_stratified_split(list('abcabacbc'), list('111223344'), FRACTIONS, seed=0)
+
+
+def test_of_many_orders_of_mixed_groups_the_evenest_is_taken_and_the_seed_draws_others(monkeypatch):
+    random = np.random.default_rng(0)
+    labels = random.choice(list('abc'), (20, 12)).tolist()  # twenty persons with as many images each
+    for person in labels[:6]:
+        person[0] = 'd'  # leads in no person, so that all are dealt by all their labels
+    labels, groups = np.ravel(labels).tolist(), [f'p{i}' for i in range(20) for _ in range(12)]
+
+    def uneven(split):
+        shares = pd.crosstab(pd.Series(labels), split, normalize='index').reindex(columns=list(FRACTIONS), fill_value=0)
+        return np.inf if (shares == 0).any(axis=None) else (shares - pd.Series(FRACTIONS)).abs().to_numpy().sum()
+
+    taken, other = (grouped_stratified_split(labels, groups, FRACTIONS, seed) for seed in (0, 1))
+    assert (taken != other).any()
+    monkeypatch.setattr(splits, 'ATTEMPTS', 1)
+    single = [uneven(grouped_stratified_split(labels, groups, FRACTIONS, seed)) for seed in range(50)]
+    assert uneven(taken) <= np.quantile(single, 0.1) < 0.8 * np.median(single)
+
+
+def test_a_class_that_few_persons_show_is_in_every_split_whatever_the_sizes_of_persons():
+    sizes = np.random.default_rng(0).permutation(np.arange(10, 30))  # all different, so that they alone give the order
+    for few in (3, 4, 5):
+        for first in range(0, 15, 3):
+            persons = {f'p{i}': 'abc' * int(size) for i, size in enumerate(sizes)}
+            persons |= {f'p{i}': persons[f'p{i}'] + 'd' for i in range(first, first + few)}
+            labels, groups = map(
+                list, zip(*((label, p) for p, shown in persons.items() for label in shown), strict=True)
+            )
+            split = grouped_stratified_split(labels, groups, FRACTIONS, seed=0)
+            assert set(zip(labels, split, strict=True)) == {(label, name) for label in 'abcd' for name in FRACTIONS}
+            shares = pd.crosstab(pd.Series(labels), split, normalize='index').loc[list('abc'), list(FRACTIONS)]
+            assert (shares - pd.Series(FRACTIONS)).abs().to_numpy().max() < 0.1
 
 
 def test_complete_official_splits_stand():

@@ -16,6 +16,8 @@ SPLITS = ('train', 'validation', 'test')  # each further from training than the 
 
 ATTEMPTS = 100  # orders in which mixed groups are dealt
 
+type Filled = dict[str, dict[str, int]]  # how many images of each label every split has
+
 
 def grouped_stratified_split(
     labels: Sequence[str], groups: Sequence[str], fractions: Mapping[str, float], seed: int
@@ -88,36 +90,66 @@ def _deal_mixed(
 ) -> Mapping[str, str]:
     """Assigns groups of several labels, each to the split that lacks them most; of many orders the evenest is taken.
 
+    Only where each order leaves a class out of a split are groups kept for the splits that lack one of their labels.
+
     Raises:
       DataError: where a class is missing from a split in all of them.
     """
     sizes: collections.Counter[str] = collections.Counter()
     for counts in members.values():
         sizes.update(counts)
-    best: tuple[float, dict[str, str], tuple[str, str] | None] | None = None
-    for attempt in range(ATTEMPTS):
-        names = sorted(members, key=lambda name: (-members[name].total(), _draw(seed * ATTEMPTS + attempt, name)))
-        filled = {split: dict.fromkeys(sizes, 0) for split in fractions}
-        dealt = {}
-        for name in names:
-            split = min(filled, key=lambda split: _fullness(filled[split], members[name], sizes, fractions[split]))
-            dealt[name] = split
-            for label, count in members[name].items():
-                filled[split][label] += count
-        empty = next(((label, split) for split in filled for label in sizes if not filled[split][label]), None)
-        shares = [filled[split][label] / sizes[label] - share for split, share in fractions.items() for label in sizes]
-        uneven = math.inf if empty else sum(map(abs, shares))
-        if best is None or uneven < best[0]:
-            best = uneven, dealt, empty
-    assert best is not None
-    if best[2]:
-        label, split = best[2]
-        groups = sum(label in counts for counts in members.values())
-        raise DataError(
-            f'Class {label!r} has {groups} group(s) of images (an image of its own counts as one), of which none is '
-            f'left for {split}. Add images, or leave the class out.'
-        )
-    return best[1]
+
+    def order(attempt: int) -> list[str]:
+        return sorted(members, key=lambda name: (-members[name].total(), _draw(seed * ATTEMPTS + attempt, name)))
+
+    def unevenness(filled: Filled) -> float:
+        if _missing(filled):
+            return math.inf
+        return sum(abs(filled[split][label] / sizes[label] - fractions[split]) for split in filled for label in sizes)
+
+    for keeping in (False, True):
+        dealings = [_deal_in_order(order(attempt), members, sizes, fractions, keeping) for attempt in range(ATTEMPTS)]
+        dealt, filled = min(dealings, key=lambda dealing: unevenness(dealing[1]))
+        if not _missing(filled):
+            return dealt
+    label, split = _missing(filled)[0]
+    groups = sum(label in counts for counts in members.values())
+    raise DataError(
+        f'Class {label!r} has {groups} group(s) of images (an image of its own counts as one), of which none is '
+        f'left for {split}. Add images, or leave the class out.'
+    )
+
+
+def _deal_in_order(
+    names: Sequence[str],
+    members: Mapping[str, collections.Counter[str]],
+    sizes: Mapping[str, int],
+    fractions: Mapping[str, float],
+    keeping: bool,
+) -> tuple[dict[str, str], Filled]:
+    """Assigns each group to the split that lacks its labels most; and how many of each label every split has then.
+
+    With `keeping`, the last groups that show a label are for the splits that have none of it.
+    """
+    left = collections.Counter(label for counts in members.values() for label in counts)
+    filled: Filled = {split: dict.fromkeys(sizes, 0) for split in fractions}
+    dealt = {}
+    for name in names:
+        lacking = {label: [split for split in filled if not filled[split][label]] for label in members[name]}
+        kept = [
+            split for label, splits in lacking.items() if keeping and left[label] <= len(splits) for split in splits
+        ]
+        split = min(kept or filled, key=lambda split: _fullness(filled[split], members[name], sizes, fractions[split]))
+        dealt[name] = split
+        for label, count in members[name].items():
+            filled[split][label] += count
+            left[label] -= 1
+    return dealt, filled
+
+
+def _missing(filled: Filled) -> list[tuple[str, str]]:
+    """Labels, each with a split that has none of it."""
+    return [(label, split) for split, counts in filled.items() for label, count in counts.items() if not count]
 
 
 def _fullness(filled: Mapping[str, int], counts: Mapping[str, int], sizes: Mapping[str, int], fraction: float) -> float:
