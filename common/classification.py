@@ -78,7 +78,7 @@ class ClassificationTask(Task):
         counts = np.bincount(train.columns['label'], minlength=len(dataset.info['class_names']))
         given = config.dataset.get('normalisation')
         if given:
-            mean, deviation = ([value] * config.dataset.channels for value in given)
+            mean, deviation = (np.broadcast_to(value, config.dataset.channels).tolist() for value in given)
         else:
             mean, deviation = pixel_statistics(train.columns['image'])
         fitted = {'class_counts': counts.tolist(), 'pixel_mean': mean, 'pixel_deviation': deviation}
@@ -253,7 +253,8 @@ def image_dataset(name: str, image_size: tuple[int, int], **values: Any) -> Conf
         'image_size': image_size,
         'resize': 'stretch',
         'channels': 3,
-        'normalisation': (),  # (mean, deviation) of pixels 0..255; else those of the training split
+        # (mean, deviation) of pixels 0..255, each of all channels or one a channel; else those of the training split
+        'normalisation': (),
         # regular expression for what in an image's name says whose it is, as '^patient[0-9]+'; the name of an image in
         # the folder of a class is its path below that, as patient00/a.jpg
         'group_by': '',

@@ -74,6 +74,8 @@ def test_label_smoothing_mixes_in_the_uniform_distribution():
 def test_class_weights_scale_examples_of_their_class():
     weights = np.array([25 / 60, 1.0, 2.5, 5.0])
     np.testing.assert_allclose(losses(class_weights='inverse'), weights[LABELS] * losses(), rtol=1e-6)
+    smoothed = weights[LABELS] * losses(label_smoothing=0.1)
+    np.testing.assert_allclose(losses(class_weights='inverse', label_smoothing=0.1), smoothed, rtol=1e-6)
 
 
 def test_logit_adjustment_takes_the_frequency_of_classes_out_of_the_logits():
@@ -104,6 +106,11 @@ def test_class_weights_have_mean_one_over_the_training_examples(kind):
     assert np.average(weights, weights=COUNTS) == pytest.approx(1, rel=1e-6)
 
 
+def test_training_accuracy_is_the_share_of_right_answers():
+    found = task().step_metrics(jnp.asarray(LOGITS), {'target': jax.nn.one_hot(LABELS, 4)})
+    np.testing.assert_array_equal(found['accuracy'], LOGITS.argmax(-1) == LABELS)
+
+
 def test_pixels_are_normalised_as_pretrained_weights_want_it(monkeypatch):
     images = RANDOM.integers(0, 256, (4, 2, 2, 3), dtype=np.uint8)
     columns = {'image': images, 'label': np.arange(4, dtype=np.int32)}
@@ -114,6 +121,9 @@ def test_pixels_are_normalised_as_pretrained_weights_want_it(monkeypatch):
     task = Lesion(config, Lesion.load(config, None).info)
     inputs = task.preprocess({'image': images}, {}, None)['inputs']
     np.testing.assert_allclose(inputs, (images.astype(np.float32) - 127) / 128, rtol=1e-6)
+    config.dataset.normalisation = ((1, 2, 3), (4, 5, 6))
+    info = Lesion.load(config, None).info
+    assert (info['pixel_mean'], info['pixel_deviation']) == ([1, 2, 3], [4, 5, 6])
     config.dataset.normalisation = ()
     assert Lesion.load(config, None).info['pixel_mean'] == pytest.approx(images.mean((0, 1, 2)))
 
@@ -146,6 +156,31 @@ def test_pixels_are_standardised_by_channel():
     np.testing.assert_allclose(mean, images.astype(np.float64).mean((0, 1, 2)))
     np.testing.assert_allclose(deviation, images.astype(np.float64).std((0, 1, 2)))
     assert pixel_statistics(np.zeros((2, 3, 3, 1), np.uint8)) == ([0.0], [1.0])
+
+
+def test_pixels_of_many_images_are_those_of_an_even_sample(monkeypatch):
+    monkeypatch.setattr('common.classification.SAMPLED_FOR_STATISTICS', 20)
+    images = np.arange(200, dtype=np.uint8).reshape(-1, 1, 1, 1)  # sorted, as images in folders of classes are
+    (mean,), (deviation,) = pixel_statistics(images)
+    assert mean == pytest.approx(images.mean(), rel=0.06)
+    assert deviation == pytest.approx(images.std(), rel=0.06)
+
+
+def test_statistics_and_counts_are_of_training_alone(monkeypatch):
+    splits = {}
+    for name, level, labels in (('train', 10, [0, 0, 1]), ('validation', 90, [0, 1, 1]), ('test', 200, [1, 1, 1])):
+        columns = {'image': np.full((3, 2, 2, 3), level, np.uint8), 'label': np.array(labels, np.int32)}
+        splits[name] = Split(name=name, columns=columns, records=pd.DataFrame(index=range(3)))
+    prepared = Dataset(splits=splits, info={'class_names': ['a', 'b']})
+    monkeypatch.setattr('common.classification.load_images', lambda dataset, data_dir: prepared)
+    info = Lesion.load(demo.get_config(), None).info
+    assert (info['class_counts'], info['pixel_mean'], info['pixel_deviation']) == ([2, 1], [10.0] * 3, [1.0] * 3)
+
+
+def test_of_each_metric_the_better_is_what_it_is_said_to_be():
+    split = Split(name='test', columns={'label': LABELS}, records=pd.DataFrame(index=range(9)))
+    good, bad = (task().metrics({'logits': sign * 5 * np.eye(4)[LABELS]}, split) for sign in (1, -1))
+    assert {name: 'max' if good[name] > bad[name] else 'min' for name in Lesion.better} == Lesion.better
 
 
 def test_preprocessing_standardises_and_gives_targets_only_where_there_are_labels():
