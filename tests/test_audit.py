@@ -20,6 +20,12 @@ def test_findings_are_counted_named_and_the_clean_ones_said():
     audit.refuse_bad()
 
 
+def test_a_table_without_rows_is_none():
+    audit = Audit('a set')
+    audit.count(layouts={})
+    assert 'Empty' not in str(audit)
+
+
 def test_fatal_findings_are_refused_by_name():
     audit = Audit('a set')
     audit.add('unreadable_images', 'images that cannot be decoded', ['x.jpg: truncated'], fatal=True)

@@ -363,6 +363,12 @@ def test_preparations_live_side_by_side_and_sizes_share_one(raw, tmp_path):
     assert (tables[0] != tables[1].reindex(tables[0].index)).any()
     assert load_images(config(image_size=(8, 8)), tmp_path).splits['test'].columns['image'].shape[1:] == (8, 8, 3)
     assert load_images(one, tmp_path).splits['test'].columns['image'].shape[1:] == (12, 16, 3)
+    for change in ({'resize': 'stretch'}, {'resize': 'crop'}, {'resize': 'pad'}, {'channels': 1}):
+        settings = config(image_size=(16, 16), **change)
+        split = load_images(settings, tmp_path).splits['test']
+        content = image_file(raw, int(split.records.name[0][5:])).read_bytes()
+        expected = decode_image(content, Decoding.of(settings), '')
+        np.testing.assert_array_equal(split.columns['image'][0], expected)
 
 
 def test_preparing_again_does_nothing_until_the_raw_files_change(raw, tmp_path):
@@ -392,6 +398,24 @@ def test_a_corrected_label_is_prepared_again_though_the_table_keeps_its_size(raw
     assert not prepare_images(HAM10000, config(), raw, tmp_path).kept
     labels = all_records(load_images(config(), tmp_path)).set_index('name').label
     assert labels['ISIC_030'] == labels['ISIC_031'] == HAM10000_CLASSES.index('nv')
+
+
+def test_other_labels_of_the_same_images_are_other_data_to_a_run(raw, tmp_path):
+    prepare_images(HAM10000, config(), raw, tmp_path)
+    before = load_images(config(), tmp_path)
+    edit_table(raw, lambda table: table.assign(dx=table.dx.replace({'mel': 'nv', 'nv': 'mel'})))
+    prepare_images(HAM10000, config(), raw, tmp_path)
+    after = load_images(config(), tmp_path)
+    for name, split in before.splits.items():
+        assert split.records.name.equals(after.splits[name].records.name)
+        assert before.info['examples'][name] != after.info['examples'][name]
+
+
+@pytest.mark.parametrize('none', [{}, {'test': 0.0}])
+def test_a_split_without_a_fraction_is_not_drawn(raw, tmp_path, none):
+    fractions = {'train': 0.8, 'validation': 0.2, **none}
+    prepare_images(HAM10000, config(split_fractions=fractions), raw, tmp_path)
+    assert set(load_images(config(split_fractions=fractions), tmp_path).splits) == {'train', 'validation'}
 
 
 @pytest.mark.parametrize('reason', [errno.EROFS, errno.EACCES])

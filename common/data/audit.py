@@ -61,7 +61,7 @@ class Audit:
     def __str__(self) -> str:
         lines = [f'Audit of {self.title}']
         for name, value in self.counts.items():
-            lines += _table(name, value) if isinstance(value, Mapping) else [f'  {name}: {value}']
+            lines += _table(name, value) if value and isinstance(value, Mapping) else [f'  {name}: {value}']
         lines += [finding_lines(finding) for finding in self.findings if finding.items]
         clean = [finding.meaning for finding in self.findings if not finding.items]
         if clean:

@@ -113,11 +113,16 @@ def _digest(text: str) -> str:
 
 def prepared_path(dataset: ConfigDict, data_dir: pathlib.Path) -> pathlib.Path:
     """The folder of a preparation, named after all that decides what is in it and in which split."""
-    fractions = '-'.join(f'{name}{100 * dataset.split_fractions[name]:g}' for name in SPLITS)
+    fractions = '-'.join(f'{name}{100 * share:g}' for name, share in _fractions(dataset).items())
     dropped = [key for key in ('drop_duplicates', 'drop_contradictory') if dataset[key]]
     grouped = [f'grouped{_digest(dataset.group_by)}'] if dataset.get('group_by') else []
     preparation = '-'.join([fractions, f'seed{dataset.split_seed}', *grouped, *dropped])
     return pathlib.Path(data_dir).expanduser() / dataset.name / preparation / VERSION
+
+
+def _fractions(dataset: ConfigDict) -> dict[str, float]:
+    """Of all splits in their order; 0 for one that the config does not name."""
+    return {name: dataset.split_fractions.get(name, 0.0) for name in SPLITS}
 
 
 def _synthesize(source: ImageSource, final: pathlib.Path) -> pathlib.Path:
@@ -186,7 +191,7 @@ def _examine(
         raise DataError(f'{raw.path} has no readable image with a label.\n{audit}')
     audit.count(images=len(table), skipped=sum(len(f.items) for f in audit.findings if f.fatal))
     audit.count(groups=table.group.nunique())
-    fractions = {name: dataset.split_fractions[name] for name in SPLITS if dataset.split_fractions[name]}
+    fractions = {name: share for name, share in _fractions(dataset).items() if share}
     table['split'] = complete_splits(table, fractions, dataset.split_seed)
     audit_labelled(audit, table)
     straddling = audit['straddling_groups'].items
