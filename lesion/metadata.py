@@ -53,4 +53,4 @@ def _categories(records: pd.DataFrame, field: str) -> list[str]:
     values = records[field]
     if field == 'age':
         return ['' if pd.isna(age) else f'{int(age // YEARS * YEARS)}' for age in values]
-    return values.fillna('').astype(str).str.lower().to_list()
+    return values.astype(object).fillna('').astype(str).str.lower().to_list()

@@ -44,6 +44,12 @@ def test_what_training_has_not_seen_counts_as_unknown():
     assert codes.tolist() == [[2, 1, 1], [1, 2, 2], [2, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0]]
 
 
+@pytest.mark.filterwarnings('error')
+def test_a_field_that_is_unknown_of_all_is_encoded_in_silence():
+    records = pd.DataFrame({'age': [55.0, 20.0], 'sex': [np.nan, np.nan], 'localization': [np.nan, np.nan]})
+    assert metadata.encode(records, VOCABULARY).tolist() == [[2, 0, 0], [1, 0, 0]]
+
+
 def test_the_vocabulary_is_that_of_the_training_rows(monkeypatch, tmp_path):
     test = TRAIN.assign(age=80.0, localization='hand')
     splits = {name: Split(name=name, columns={}, records=rows) for name, rows in {'train': TRAIN, 'test': test}.items()}
