@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,10 +16,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from common.benchmark import peers, rates
-from common.benchmark.measure import against_peers, scaling_rows
+from common.benchmark import measure, peak, peers, rates
+from common.benchmark.measure import against_peers, own_rows, scaling_rows
 from common.benchmark.peers import Peer, PeerUnavailableError, specification
-from common.benchmark.program import LEAD, Program, forget, streamed
+from common.benchmark.program import LEAD, Program, forget, reconfigured, streamed
 from common.benchmark.rates import Contestant, bottleneck, ratio, spread, take_turns
 from common.benchmark.startup import first_step
 from common.errors import UserError
@@ -105,6 +107,66 @@ def test_spread_is_median_and_extremes() -> None:
 def test_ratio_is_taken_turn_by_turn() -> None:
     # A machine that slows down to a tenth slows both sides down; the ratio does not see it.
     assert ratio([20.0, 2.0, 18.0], [10.0, 1.0, 12.0]) == {'median': 2.0, 'low': 1.5, 'high': 2.0}
+
+
+def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = np.cumsum([[0.0, seconds] for seconds in (1.0, 4.0, 3.0, 2.0, 5.0, 6.0)])  # the first one compiles
+    monkeypatch.setattr(peak, 'time', types.SimpleNamespace(perf_counter=iter(times).__next__))
+    assert peak.measured_peak(np.dtype('float32'), 4) == 2 * 2048**3 / 2.0
+
+
+@pytest.mark.parametrize(
+    ('kind', 'dtype', 'devices', 'expected'),
+    [
+        ('NVIDIA H200', 'bfloat16', 1, 989e12),
+        ('NVIDIA H200', 'float32', 2, 990e12),
+        ('TPU v4', 'float32', 1, None),
+        ('cpu', 'float32', 1, None),
+    ],
+)
+def test_the_data_sheet_has_a_peak_for_each_dtype(
+    kind: str, dtype: str, devices: int, expected: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, 'devices', lambda: [types.SimpleNamespace(device_kind=kind)])
+    assert peak.datasheet_peak(np.dtype(dtype), devices) == expected
+
+
+def test_costs_and_shares_follow_from_the_rates(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {'loader': 50.0, 'step': 100.0}
+    monkeypatch.setattr(
+        measure, 'take_turns', lambda names, repeats: {name: [said.get(name[1], 40.0)] for name in names}
+    )
+    asked = []
+    monkeypatch.setattr(measure, 'device_memory', lambda *_: asked.append('memory'))
+    monkeypatch.setattr(measure, 'measured_peak', lambda *_: asked.append('peak') or 1e8)
+    monkeypatch.setattr(measure, 'datasheet_peak', lambda dtype, devices: 4e8)
+    one, two = (own_rows(streamed(reconfigured(training, {'steps_per_dispatch': steps})), 1) for steps in (1, 2))
+    for rows in (one, two):
+        step = next(row for row in rows if row['kind'] == 'step')
+        whole = next(row for row in rows if row['kind'] == 'end to end')
+        assert step['flops_per_step'] == pytest.approx(one[1]['flops_per_step'])
+        assert step['flops_per_second'] == pytest.approx(step['flops_per_step'] * 100.0 / 16)
+        assert step['mfu_measured'] == pytest.approx(step['flops_per_second'] / 1e8)
+        assert step['mfu_datasheet'] == pytest.approx(step['flops_per_second'] / 4e8)
+        assert asked[:2] == ['memory', 'peak']  # whose product takes memory of its own
+        assert (whole['share_of_step'], whole['bottleneck'][:35]) == (0.4, 'the loader: it delivers 50% of what')
+
+
+class Slow:
+    """What a device is still at work on."""
+
+    shape = (1, 1)
+
+    def block_until_ready(self) -> None:
+        time.sleep(0.1)
+
+
+def test_the_clock_stops_when_the_device_has_done_its_work(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Program(training)
+    monkeypatch.setattr(program, 'compiled', lambda state, shared, batch: (state, {'loss': Slow()}))
+    assert program.step(3) > 0.1
+    monkeypatch.setattr(program._data, 'batches', lambda plan: ({'mask': Slow()} for _ in range(len(plan))))
+    assert program.loader(3) > 0.3
 
 
 def test_contestants_take_turns() -> None:
@@ -231,6 +293,34 @@ def test_best_setting_and_environment_of_a_peer_count(
     assert versions == {'fake': {'fake': '1.0'}}
 
 
+def test_peers_meet_our_step_without_what_they_do_not_have(
+    training: Training, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met = []
+    monkeypatch.setattr(measure, 'Program', lambda training: met.append(training) or Program(training))
+    script = fake_peer(tmp_path, parameters_of(training))
+    whole = reconfigured(training, {'accumulate_steps': 4, 'ema_decay': 0.9, 'optimizer.freeze': (('Conv_0', '100%'),)})
+    assert whole.config.augment
+    against_peers(whole, {'fake': (script, sys.executable)}, 1, lambda text: None)
+    [ours] = met
+    assert (dict(ours.config.augment), ours.config.ema_decay, ours.accumulate_steps) == ({}, 0.0, 1)
+    assert ours.abstract_state().average is None
+    assert dict(ours.task.config.augment) == {}
+    assert not ours.config.optimizer.freeze
+    assert whole.config.optimizer.freeze
+
+
+def test_examples_are_those_of_all_models_together(tmp_path: pathlib.Path) -> None:
+    config = prices.get_config('per_ticker')
+    config.model.hidden_size, config.batch_size, config.steps_per_dispatch = 4, 8, 2
+    Stocks.prepare(config, None, tmp_path, skip_bad=False)
+    four = make_training(config, tmp_path, devices=1)
+    program = Program(four)
+    assert program.examples == 2 * 4 * 8
+    with Peer('fake', fake_peer(tmp_path, program.num_parameters), sys.executable, four) as peer:
+        assert peer.contestant('slow').examples == 4 * 8
+
+
 def test_a_model_of_another_size_is_an_error(training: Training, tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match='17 parameters'):
         Peer('fake', fake_peer(tmp_path, 17), sys.executable, training)
@@ -334,6 +424,7 @@ def test_script_prints_a_table_and_writes_its_rows(
     )
     assert ended.status == 0, ended.stderr
     assert ended.stdout.count(f'torch: not available with {nowhere}') == 2
+    assert not jax.config.jax_enable_compilation_cache  # a time to compile is none of reading what was compiled
     assert 'GFLOP a step' in ended.stdout
     assert 'bottleneck is' in ended.stdout
     assert list((tmp_path / 'trace').rglob('*.xplane.pb'))

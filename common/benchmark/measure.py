@@ -20,8 +20,8 @@ from common.training.setup import Training
 
 PARTS = (8, 4, 2, 1)  # an eighth of the data set, or of the models trained together, and so on
 PROFILED = 5  # dispatches in a trace
-# What peers do not mirror: they train on ready inputs.
-UNMIRRORED: Mapping[str, Any] = {'augment': ConfigDict(), 'ema_decay': 0.0}
+# What peers do not mirror: they train on ready inputs, and every parameter.
+UNMIRRORED: Mapping[str, Any] = {'augment': ConfigDict(), 'ema_decay': 0.0, 'optimizer.freeze': ()}
 
 type Peers = Mapping[str, tuple[pathlib.Path, str]]  # by name: script and interpreter
 
@@ -58,6 +58,7 @@ def _costs(program: Program, rate: float) -> Row:
     asked = flops(plain.train_step, plain.abstract_state(), shared, program.batch) / program.steps
     achieved = asked * rate * program.steps / program.examples
     kind = np.dtype(dtype(training))
+    memory = device_memory(training.parallel.devices[0], program.compiled)  # before the peak's product takes some too
     measured, promised = measured_peak(kind, devices), datasheet_peak(kind, devices)
     return {
         'parameters': program.num_parameters,
@@ -70,7 +71,7 @@ def _costs(program: Program, rate: float) -> Row:
         'mfu_measured': achieved / measured,
         'datasheet_peak': promised,
         'mfu_datasheet': achieved / promised if promised else None,
-        'device_memory': device_memory(training.parallel.devices[0], program.compiled),
+        'device_memory': memory,
         'host_memory': host_memory(),
     }
 

@@ -1,7 +1,9 @@
 """Our side of a benchmark: the data, transport and compiled step of a training, as its loop runs them."""
 
 import dataclasses
+import functools
 import mmap
+import operator
 import os
 import time
 from collections.abc import Mapping
@@ -112,7 +114,8 @@ def reconfigured(training: Training, values: Mapping[str, Any]) -> Training:
     """The same training with other config values, of those that neither data nor order depend on."""
     config = training.config.copy_and_resolve_references()
     for key, value in values.items():
-        config[key] = value
+        *parts, name = key.split('.')
+        functools.reduce(operator.getitem, parts, config)[name] = value
     task = type(training.task)(config, training.dataset.info)
     return dataclasses.replace(training, config=config, task=task, model=task.model())
 
