@@ -140,6 +140,10 @@ def check(config: ConfigDict) -> None:
         'optimizer.learning_rate': (optimizer.learning_rate >= 0, 'at least 0'),
         'optimizer.weight_decay': (optimizer.weight_decay >= 0, 'at least 0'),
         'optimizer.momentum': (0 <= optimizer.momentum < 1, 'from 0 to below 1'),
+        'optimizer.scales': (
+            all(isinstance(factor, int | float) for _, factor in pairs(optimizer.scales, 'optimizer.scales')),
+            'pairs of a prefix and a number',
+        ),
         'optimizer.gradient_clip': (optimizer.gradient_clip >= 0, 'at least 0'),
         'schedule.factor': (config.schedule.factor >= 0, 'at least 0'),
         'schedule.patience': (config.schedule.patience >= 1, 'at least 1'),

@@ -67,6 +67,15 @@ def test_pairs_without_both_brackets_are_refused(value):
         pairs(value, 'optimizer.scales')
 
 
+def test_a_scale_that_is_no_number_is_refused():
+    config = base_config()
+    config.optimizer.scales = (('backbone', '0.1'),)
+    with pytest.raises(
+        UsageError, match=r"config\.optimizer\.scales is .*'0\.1'.*; it must be pairs of a prefix and a number"
+    ):
+        check(config)
+
+
 @pytest.mark.parametrize(('key', 'value'), [('beta', 1.0), ('focal_gamma', -1.0), ('label_smoothing', 1.0)])
 def test_values_of_the_loss_out_of_range_are_refused(key, value):
     loss = classification_loss()
