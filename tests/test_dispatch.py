@@ -67,6 +67,13 @@ def test_convolutions_count_as_direct_ones(options):
     assert forward_flops(nn.Conv(8, (3, 3), feature_group_count=4), (2, 8, 8, 4)) == 2 * (2 * 8 * 8 * 8) * 9
 
 
+def test_of_a_strided_convolution_either_gradient_counts_as_much_as_itself():
+    model, x = nn.Conv(8, (3, 3), strides=2, use_bias=False), jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    gradients = jax.grad(lambda variables, x: model.apply(variables, x).sum(), argnums=(0, 1))
+    assert flops(gradients, variables, x) == 3 * flops(model.apply, variables, x)
+
+
 def test_loops_count_every_time():
     gates, window, batch = 4 * 6, 7, 3
     assert forward_flops(LSTM(6), (batch, window, 5)) == 2 * batch * window * (5 + 6) * gates
@@ -79,6 +86,12 @@ def test_a_training_takes_as_many_steps_in_a_dispatch(toy_data):
     assert training.steps_per_dispatch == 12
     assert toy(toy_data, steps_per_dispatch=0, evaluate_every='12steps', ensemble=2).steps_per_dispatch == 12
     assert toy(toy_data, steps_per_dispatch=5).steps_per_dispatch == 5
+
+
+def test_the_operations_of_a_dispatch_are_those_of_all_models(toy_data, monkeypatch):
+    monkeypatch.setattr('common.training.setup.steps_per_dispatch', lambda operations, *_: operations)
+    one, three = (toy(toy_data, steps_per_dispatch=0, ensemble=models).steps_per_dispatch for models in (1, 3))
+    assert three == 3 * one > 0
 
 
 def test_no_loop_holds_a_convolution_of_xlas_own(monkeypatch):

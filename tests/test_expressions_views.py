@@ -13,6 +13,8 @@ from scipy.special import softmax
 
 from common.classification import ClassificationTask
 from common.data.dataset import Split
+from common.evaluation.calibration import fit_temperature
+from common.evaluation.judge import judge
 from common.evaluation.predict import predict
 from common.evaluation.restore import restore
 from common.evaluation.views import CROP, VIEWS, dihedral, flip, ten_crop
@@ -138,3 +140,17 @@ def test_averaged_figures_stand_beside_the_plain_ones(trained: Trained, tmp_path
     for figures in (plain, averaged):
         low, high = figures['intervals_95']['accuracy']
         assert f'<td>{figures["accuracy"]:.3f} ({low:.3f} to {high:.3f})</td>' in page
+
+
+def test_what_is_fitted_for_views_is_fitted_on_views_of_the_validation_split(
+    trained: Trained, tmp_path: pathlib.Path
+) -> None:
+    copy = shutil.copytree(trained.workdir, tmp_path / 'run')
+    folder, _ = judge([copy], 'test', 'best', trained.data_dir, views='flip')
+    result, run = json.loads((folder / 'metrics.json').read_text()), restore(copy)
+    validation = type(run.task).load(run.record.config, trained.data_dir).splits['validation']
+    for views, figures in ((None, result), ('flip', result['test_time_augmentation'])):
+        said = predict(run, validation, views=views)['logits']
+        expected = fit_temperature(said, validation.columns['label'])
+        assert figures['temperature_scaling']['temperature'] == pytest.approx(expected, rel=1e-6)
+    assert figures['temperature_scaling'] != result['temperature_scaling']

@@ -12,6 +12,11 @@ from scipy.special import expit
 
 from common.evaluation.restore import example_inputs
 from common.nn.cnn import CNN, convolutional_trunk
+from common.nn.efficientnet import EfficientNetLite0
+from common.nn.layers import Dropout
+from common.nn.normalisation import BatchNorm
+from common.nn.residual import ResidualCNN
+from common.runtime import AXIS
 from common.types import Tree
 from lesion.configs import ham10000
 from lesion.models import CNNLSTM
@@ -106,3 +111,46 @@ def test_every_variant_builds_at_the_size_of_its_images_with_and_without_metadat
     inputs = example_inputs(task, columns, {})
     logits = jax.eval_shape(lambda: task.model().init_with_output(jax.random.key(0), inputs, train=False)[0])
     assert (logits.shape, logits.dtype) == ((1, 3), np.float32)
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """Every layer in the order in which it is called."""
+    called = []
+
+    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        called.append(context.module)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)), train=False))
+    return called
+
+
+MODELS = {
+    'cnn': CNN(3, widths=(4,), dense=(5, 4), dropout=0.4),
+    'cnn_lstm': CNNLSTM(3, widths=(4,), hidden_size=4, dropout=0.4),
+    'residual': ResidualCNN(3, widths=(4,), stem=4, dropout=0.4),
+    'efficientnet': EfficientNetLite0(3, dropout=0.4, drop_connect=0.2),
+}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_batch_statistics_are_those_of_all_devices(name: str) -> None:
+    norms = [layer for layer in layers_of(MODELS[name]) if isinstance(layer, BatchNorm)]
+    assert {norm.axis_name for norm in norms} == {AXIS}
+    wanted = {(0.99, 1e-3)} if name == 'efficientnet' else {(0.9, 1e-5)}  # as those weights were trained
+    assert {(norm.momentum, norm.epsilon) for norm in norms} == wanted
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_dropout_comes_before_every_dense_layer(name: str) -> None:
+    layers = [layer for layer in layers_of(MODELS[name]) if isinstance(layer, nn.Dense | Dropout)]
+    before = [layers[number - 1] for number, layer in enumerate(layers) if isinstance(layer, nn.Dense)]
+    assert [(type(layer), layer.rate, layer.whole) for layer in before] == [(Dropout, 0.4, False)] * len(before)
+
+
+def test_stochastic_depth_grows_with_the_depth_of_a_block() -> None:
+    *drops, _ = (layer for layer in layers_of(MODELS['efficientnet']) if isinstance(layer, Dropout))
+    numbers = [2, 4, 6, 7, 9, 10, 12, 13, 14]  # of the 16 blocks, those that add to what they are given
+    assert all(drop.whole for drop in drops)
+    np.testing.assert_allclose([drop.rate for drop in drops], 0.2 * np.array(numbers) / 16)

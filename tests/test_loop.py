@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tqdm import tqdm
 
 from common.checkpoint import Checkpoints
 from common.config import load_run
@@ -183,16 +184,19 @@ def test_training_figures_are_means_over_the_steps_since_the_evaluation_before(f
     np.testing.assert_allclose(means, losses.reshape(3, 8).mean(1), rtol=1e-5)
 
 
-def test_the_seconds_of_training_leave_out_compiling(fit, tmp_path, monkeypatch):
-    compile_step = Training.compile
+def test_the_seconds_of_training_leave_out_compiling_and_evaluating(fit, tmp_path, monkeypatch):
+    def slowly(function):
+        return lambda *args: time.sleep(2) or function(*args)
 
-    def slowly(self, state, batch):
-        time.sleep(2)
-        return compile_step(self, state, batch)
-
-    monkeypatch.setattr(Training, 'compile', slowly)
+    for name in ('compile', 'evaluate'):
+        monkeypatch.setattr(Training, name, slowly(getattr(Training, name)))
     _, outcome = fit(tmp_path / 'run', steps_per_dispatch=3)  # and single steps at the end of an epoch
     assert 0 < outcome.progress.seconds < 2
+
+
+def test_the_seconds_of_training_go_on_after_an_interruption(fit, tmp_path):
+    seconds = [fit(tmp_path, stop_at)[1].progress.seconds for stop_at in (3, 23, 0)]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
 
 
 def test_tensorboard_shows_what_metrics_jsonl_holds_also_after_a_kill(tmp_path):
@@ -280,14 +284,18 @@ def test_a_run_goes_on_where_another_number_of_steps_in_a_dispatch_suits_the_mac
     assert (outcome.ended, outcome.step) == ('complete', 24)
 
 
-def test_a_rate_is_of_steps_that_were_waited_for(fit, tmp_path, monkeypatch):
-    seconds = itertools.count(0.0, 2.0)
+@pytest.mark.parametrize('models', [1, 2])
+def test_a_rate_is_of_steps_that_were_waited_for(fit, tmp_path, monkeypatch, models):
+    seconds, said = itertools.count(0.0, 2.0), []
+    monkeypatch.setattr(tqdm, 'set_description_str', lambda line, text: said.append(text))
     monkeypatch.setattr(Clock, 'seconds', property(lambda clock: next(seconds)))
-    fit(tmp_path / 'run', log_every='1steps', evaluate_every='24steps', steps_per_dispatch=3)
+    fit(tmp_path / 'run', log_every='1steps', evaluate_every='24steps', steps_per_dispatch=3, ensemble=models)
     records = [record for record in read_history(tmp_path / 'run') if 'step_loss' in record]
     assert [record['step'] for record in records] == list(range(3, 25, 3))
     rates = [record.get('examples_per_second') for record in records]
-    assert rates == [None, *[3 * 8 / 2.0] * 7]
+    assert rates == [None, *[models * 3 * 8 / 2.0] * 7]
+    left = [text.split()[-3] for text in said if text.endswith('to go')]
+    assert left == ['0:12', '0:10', '0:08', '0:06', '0:04', '0:02', '0:00']
 
 
 def test_best_and_latest_are_kept_and_only_these(fit, tmp_path):
@@ -356,6 +364,13 @@ def test_a_run_that_stopped_early_goes_on_without_patience_as_if_it_never_had(fi
     assert_identical(*(restored(training, tmp_path / name)[0] for name in ('run', 'other')))
 
 
+def test_no_other_schedule_is_lowered_where_nothing_gets_better(fit, tmp_path, capsys):
+    training, _ = fit(tmp_path, schedule__patience=1, monitor__mode='max')  # the error falls, so it is never better
+    assert float(restored(training, tmp_path)[0].learning_rate_scale) == 1.0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('epoch')]
+    assert [line.endswith('(best)') for line in lines] == [True, False, False]
+
+
 def test_plateau_lowers_the_rate_and_a_resume_keeps_it(fit, tmp_path):
     values = {'optimizer__learning_rate': 0.0, 'model__batch_norm': False, 'duration': '56steps'}
     values |= {'schedule__name': 'plateau', 'schedule__patience': 2, 'schedule__factor': 0.5}
@@ -415,7 +430,7 @@ def test_checkpoints_without_a_config_are_not_overwritten(fit, tmp_path):
 
 
 def test_weights_of_another_run_are_where_training_starts(fit, tmp_path, monkeypatch):
-    training, _ = fit(tmp_path / 'first')
+    training, _ = fit(tmp_path / 'first', monitor__mode='max')  # the error falls, so that the first one is the best
     best, _ = restored(training, tmp_path / 'first', 'best')
     monkeypatch.setenv('HOME', str(tmp_path))
     training, _ = fit(tmp_path / 'second', init_from='~/first', optimizer__learning_rate=0.0)

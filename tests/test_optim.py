@@ -101,6 +101,12 @@ def test_sgd_has_nesterov_momentum():
     np.testing.assert_allclose(moved, [-0.1 * (0.9 * 1 + 1), -0.1 * (0.9 * (0.9 + 2) + 2)], rtol=1e-6)
 
 
+def test_weight_decay_of_sgd_goes_through_the_momentum():
+    rule = optimizer(name='sgd', learning_rate=0.1, weight_decay=0.5, momentum=0.9)
+    updates, _ = rule.update(jax.tree.map(jnp.zeros_like, PARAMS), rule.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates['kernel'], -0.1 * (0.9 * 0.5 * 3.0 + 0.5 * 3.0), rtol=1e-6)
+
+
 def test_adam_takes_the_steps_of_its_paper():
     moved = steps(optimizer(name='adam', learning_rate=0.1, weight_decay=0.0), [1.0, -3.0])
     m, v, expected = 0.0, 0.0, []
@@ -131,6 +137,12 @@ def test_gradients_are_clipped_to_the_global_norm():
     updates, _ = rule.update(gradients, rule.init(PARAMS), PARAMS)
     np.testing.assert_allclose(optax.tree.norm(updates), 2.0, rtol=1e-6)
     np.testing.assert_allclose(updates['bias'], -2.0 / math.sqrt(8), rtol=1e-6)
+
+
+def test_it_is_the_gradient_that_is_clipped_and_not_the_step():
+    values = {'name': 'adam', 'learning_rate': 0.1, 'weight_decay': 0.0}
+    clipped = steps(optimizer(gradient_clip=2.0, **values), [0.1, -3.0])
+    np.testing.assert_allclose(clipped, steps(optimizer(**values), [0.1, -2.0 / math.sqrt(8)]), rtol=1e-5)
 
 
 PARTS = {

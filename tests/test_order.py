@@ -57,6 +57,17 @@ def test_balanced_sampling_reaches_all_of_the_majority_in_time():
     assert {row for step in range(12 * 15) for row in order(step)} == set(range(100))
 
 
+def test_balanced_batches_are_mixed():
+    order = Order(100, 10, 0, LABELS)
+    drawn = np.array([np.bincount(LABELS[order(step)], minlength=3) for step in range(100)])
+    assert np.mean((drawn > 0).all(axis=1)) > 0.8  # of ten draws one class is missing in 5% of all batches
+
+
+def test_the_next_epoch_of_a_seed_is_not_the_first_one_of_the_next_seed():
+    first, second = (Order(96, 8, seed) for seed in (0, 1))
+    assert not np.array_equal([first(step + 12) for step in range(12)], [second(step) for step in range(12)])
+
+
 def test_fewer_examples_than_a_batch_are_refused():
     with pytest.raises(DataError, match=r'7 training examples are fewer than one batch of 8.*batch_size'):
         Order(7, 8, 0)

@@ -293,3 +293,15 @@ def test_every_compilation_of_a_lifted_function_clears_up_after_itself(how):
     settings = {'GLIBC_TUNABLES': process.TUNABLES, 'JAX_PLATFORMS': 'cpu'}
     found = subprocess.check_output(command, env=PLAIN | settings, cwd=REPOSITORY, text=True)
     assert found == 'False\nTrue\n'
+
+
+@pytest.mark.parametrize(
+    ('precision', 'backend', 'expected'),
+    [
+        *(('auto', 'cpu', 'float32'), ('auto', 'gpu', 'bfloat16')),
+        *(('float32', 'gpu', 'float32'), ('bfloat16', 'cpu', 'bfloat16')),
+    ],
+)
+def test_accelerators_compute_in_bfloat16_unless_the_config_says_otherwise(monkeypatch, precision, backend, expected):
+    monkeypatch.setattr('jax.default_backend', lambda: backend)
+    assert runtime.compute_dtype(precision).name == expected

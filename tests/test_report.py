@@ -6,6 +6,7 @@ import json
 import pathlib
 import re
 import shutil
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -15,17 +16,23 @@ from scipy import stats
 from scipy.special import softmax
 from sklearn import metrics as sk
 
+from common.config import load_run
 from common.data.dataset import Split
 from common.errors import UsageError
-from common.evaluation.calibration import fit_temperature
+from common.evaluation import plots
+from common.evaluation.calibration import conformal_threshold, fit_temperature
+from common.evaluation.metrics import bootstrap_intervals
+from common.evaluation.paired import paired_differences
 from common.evaluation.report import measures
 from common.evaluation.report.classification import classification_report
-from common.evaluation.report.gallery import overlay, right_and_wrong
+from common.evaluation.report.gallery import cards, overlay, right_and_wrong
 from common.evaluation.report.page import label, threshold_text, write_page
 from common.evaluation.report.run import run_section
 from common.evaluation.restore import restore
 from common.findings import Card, Evidence, Gallery, Report, Section, Table
+from common.history import read_history
 from common.task import Task
+from lesion.configs import ham10000
 from lesion.task import Lesion
 from tests.conftest import Trained, run_script
 
@@ -132,6 +139,61 @@ def test_nothing_is_fitted_on_the_split_that_is_judged(made, tmp_path):
     assert all(here != there for here, there in zip(fitted(plain), fitted(other), strict=True))
     logits, split = example(1)
     assert fitted(plain)[0] == fit_temperature(logits, split.columns['label'])
+    assert fitted(plain)[1] == conformal_threshold(softmax(logits, axis=1), split.columns['label'], 0.9)
+
+
+def grouped(split: Split) -> tuple[Split, np.ndarray]:
+    """The same split with three images of the same class to a lesion, and the lesions."""
+    groups = np.arange(len(split)) % 80
+    return dataclasses.replace(split, records=split.records.assign(group=groups)), groups
+
+
+def test_intervals_take_the_images_of_a_group_together(tmp_path):
+    logits, split = example(0)
+    split, groups = grouped(split)
+    probabilities, labels = softmax(logits, axis=1), split.columns['label']
+    metrics = report_of(tmp_path, (logits, split), example(1)).metrics
+    assert metrics['intervals_95'] == bootstrap_intervals(probabilities, labels, groups)
+    recalls = [row['recall_interval_95'] for row in metrics['per_class'].values()]
+    assert recalls == measures.recall_intervals(probabilities, labels, groups)
+    for name, rows in split.records.fillna('unknown').groupby('sex').indices.items():
+        found = metrics['subgroups']['sex'][name]
+        few = len(np.unique(groups[rows])) < 30
+        interval = bootstrap_intervals(probabilities[rows], labels[rows], groups[rows])['balanced_accuracy']
+        assert (found['few'], found['interval_95']) == (few, None if few else interval)
+    assert not all(row['few'] for row in metrics['subgroups']['sex'].values())
+
+
+def test_sentences_say_what_the_figures_say(tmp_path):
+    labels = np.repeat([0, 3], [5, 4]).astype(np.int32)
+    logits, split = example(0, size=9)
+    split = dataclasses.replace(split, columns={**split.columns, 'label': labels})
+    said = 3.0 * np.eye(4)[[0, 0, 3, 3, 3, 3, 3, 3, 0]]
+    sections = report_of(tmp_path, (said, split), example(1)).sections
+    cells = [text.get_text().partition('\n')[0] for text in sections[0].parts[0].figure.axes[0].texts]
+    assert cells[:4] == ['2', '0', '0', '3']  # of mel
+    assert "most frequent confusion: 3 of the 5 images of mel were taken for o'clock." in sections[0].parts[0].caption
+    for factor, words in ((8.0, ', mends the'), (0.5, ', mends the'), (-1.0, ', does not mend the')):
+        logits, split = example(0)
+        unsure = factor * logits if factor > 0 else logits
+        other, validation = example(1, shift=factor < 0)  # wrong answers there are no measure of those here
+        section = report_of(tmp_path, (unsure, split), (abs(factor) * other, validation)).sections[2]
+        assert words in section.parts[1].caption
+
+
+def test_temperature_and_prediction_sets_do_what_they_say(made):
+    (logits, split), metrics = example(0), made[0].metrics
+    probabilities, labels = softmax(logits, axis=1), split.columns['label']
+    scaling = metrics['temperature_scaling']
+    for name, temperature in (('before', 1.0), ('after', scaling['temperature'])):
+        expected = sk.log_loss(labels, softmax(logits / temperature, axis=1))
+        assert scaling[f'log_loss_{name}'] == pytest.approx(expected)
+    sets = metrics['prediction_sets']
+    held = probabilities >= sets['threshold']
+    for index, name in enumerate(NAMES):
+        rows, found = labels == index, sets['per_class'][name]
+        assert found['coverage'] == pytest.approx(held[rows, index].mean())
+        assert found['mean_size'] == pytest.approx(held[rows].sum(axis=1).mean())
 
 
 def test_without_a_validation_split_nothing_is_fitted(tmp_path):
@@ -243,6 +305,9 @@ def test_subgroups_agree_with_pandas_and_scikit_learn():
         assert values['few'] == (len(rows) < 30) == (values['interval_95'] is None)
     low, high = found['age']['40 to 59']['interval_95']
     assert low < found['age']['40 to 59']['balanced_accuracy'] < high
+    edges = pd.DataFrame({'age': [0.0, 19.0, 20.0, 40.0, 60.0, 80.0, np.nan]})
+    bands = ['under 20', 'under 20', '20 to 39', '40 to 59', '60 to 79', '80 and older']
+    assert Lesion.subgroups(None, edges)['age'].to_list()[:-1] == bands
     patients = measures.subgroups(probabilities, labels, np.arange(len(labels)) % 29, partitions)
     assert all(row['few'] and row['interval_95'] is None for row in patients['age'].values())
 
@@ -254,6 +319,30 @@ def test_galleries_take_the_surest_of_every_class_and_the_surest_mistakes():
     assert right.tolist() == [5, 0, 2]
     assert wrong.tolist() == [3, 4]
     assert [rows.tolist() for rows in right_and_wrong(probabilities[:3], labels[:3], 9)] == [[0, 1, 2], []]
+
+
+def test_a_card_says_what_is_true_and_what_was_said_and_shows_what_spoke_for_that():
+    asked = []
+
+    def explain(rows, classes):
+        asked.append((rows.tolist(), classes.tolist()))
+        return [np.zeros((len(rows), 2, 2))]
+
+    images, labels = np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 0])
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8]])
+    (card,) = cards(images, np.array([1]), probabilities, labels, ['a.jpg', 'b.jpg'], ['cat', 'dog'], explain)
+    assert asked == [([1], [1])]
+    assert card.title == 'true class: cat'
+    assert card.lines == ['predicted dog, 80.0%', 'probability of cat: 20.0%', 'b.jpg']
+
+
+@pytest.mark.parametrize('name', ['mel', 'MEL', 'Melanoma', 'malignant'])
+def test_what_is_malign_has_a_section_of_its_own(tmp_path, name):
+    info = {'class_names': ['benign', name], 'class_counts': [1, 1], 'pixel_mean': [0.0], 'pixel_deviation': [1.0]}
+    (logits, split), config = example(0, size=8), ham10000.get_config()
+    split = dataclasses.replace(split, columns={**split.columns, 'label': np.arange(8) % 2})
+    evidence = Evidence(predictions={'logits': logits[:, :2]}, split=split, calibration=None, directory=tmp_path)
+    assert list(Lesion(config, info).report(evidence).metrics['concerns']) == [name]
 
 
 def test_an_overlay_leaves_cold_places_as_they_are():
@@ -355,6 +444,14 @@ def test_runs_on_other_images_or_of_a_task_without_comparison_are_not_compared(t
         Task.differences(task, ({}, split), ({}, split))
 
 
+def test_differences_are_of_whole_groups(trained):
+    task, (logits, split) = restore(trained.workdir).task, example(0)
+    split, groups = grouped(split)
+    found = task.differences(({'logits': logits}, split), ({'logits': logits[::-1]}, split))
+    sides = (softmax(logits, axis=1), softmax(logits[::-1], axis=1))
+    assert found == paired_differences(*sides, split.columns['label'], groups)
+
+
 def test_learning_curves_say_where_training_and_validation_cannot_be_compared(trained):
     balanced = restore(trained.workdir)
     config = balanced.record.config.copy_and_resolve_references()
@@ -362,6 +459,20 @@ def test_learning_curves_say_where_training_and_validation_cannot_be_compared(tr
     uniform = dataclasses.replace(balanced, record=dataclasses.replace(balanced.record, config=config))
     captions = [run_section(run, 1).parts[0].caption for run in (balanced, uniform)]
     assert ['all classes equally often' in caption for caption in captions] == [True, False]
+
+
+def test_learning_curves_mark_the_checkpoint_that_is_judged(trained):
+    metric = load_run(trained.workdir).config.monitor.metric
+    best = max(record[f'validation/{metric}'] for record in read_history(trained.workdir) if 'epoch' in record)
+    legend = run_section(restore(trained.workdir), 1).parts[0].figure.axes[-1].get_legend()
+    assert legend.get_texts()[-1].get_text().startswith(f'Best: {best:.4g} at')
+
+
+def test_so_do_those_that_training_draws(trained, script, tmp_path):
+    run = shutil.copytree(trained.workdir, tmp_path / 'run')
+    with mock.patch('common.evaluation.plots.learning_curves', wraps=plots.learning_curves) as drawn:
+        assert script('train', *trained.arguments, f'--workdir={run}').status == 0
+    assert drawn.call_args.kwargs == {'larger_is_better': True}
 
 
 def changed(run: pathlib.Path, copy: pathlib.Path, change) -> pathlib.Path:

@@ -21,6 +21,7 @@ from lesion.configs import demo
 from lesion.task import Lesion
 from tests.toy import datasets as toy_datasets
 from tests.toy.configs import toy as toy_config
+from tests.toy.task import Toy
 
 RANDOM = np.random.default_rng(0)
 
@@ -215,6 +216,30 @@ def test_parts_are_as_many_as_keep_to_the_cache_where_the_config_leaves_them_ope
     assert not np.array_equal(open_.params['Dense_0']['kernel'], whole.params['Dense_0']['kernel'])
 
 
+def test_running_statistics_have_seen_every_part_of_a_batch(toy_data):
+    training = toy(toy_data, accumulate_steps=4, augment__jitter=0.0)
+    layer = jax.tree.map(np.asarray, training.init_state().params['Dense_0'])
+    state, _ = take_steps(training, 0, 1)
+    mean = np.zeros_like(layer['bias'])
+    for x in training.train_split.columns['x'][training.plan.index(0)].reshape(4, -1, 3):
+        mean = 0.9 * mean + 0.1 * (x @ layer['kernel'] + layer['bias']).mean(0)
+    assert_close(state.collections['batch_stats']['BatchNorm_0']['mean'], mean, 1e-6)
+
+
+def test_the_loss_that_is_told_is_that_of_evaluation_whatever_is_minimised(toy_data, monkeypatch):
+    loss = Toy.loss
+    monkeypatch.setattr(Toy, 'loss', lambda *args, train: (3 if train else 1) * loss(*args, train=train))
+    _, metrics = take_steps(toy(toy_data), 0, 2)
+    np.testing.assert_allclose(metrics['objective'], 3 * metrics['loss'], rtol=1e-6)
+
+
+def test_a_step_takes_the_memory_of_the_state_that_it_is_given(toy_data):
+    training = toy(toy_data, ema_decay=0.9)
+    state, transport = training.init_state(), training.transport('train')
+    training.train_step(state, transport.shared, next(iter(transport.batches(training.plan.dispatches([(0, 1)])))))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
 def test_steps_in_one_dispatch_equal_single_steps(toy_data):
     single, metrics = take_steps(toy(toy_data, 2, ema_decay=0.9), 0, 10)
     together, same = take_steps(toy(toy_data, 2, ema_decay=0.9, steps_per_dispatch=4), 0, 10)  # 4 + 4 + 1 + 1
@@ -261,6 +286,8 @@ def test_models_by_group_equal_each_trained_alone(toy_data):
 def test_an_ensemble_predicts_the_mean_of_its_members(toy_data):
     training = toy(toy_data, 2, ensemble=2)
     state, _ = take_steps(training, 0, 3)
-    x = training.dataset.splits['validation'].columns['x']
+    x, target = (training.dataset.splits['validation'].columns[name] for name in ('x', 'target'))
     single = [training.model.apply(member(state.variables, number), x, train=False) for number in range(2)]
-    np.testing.assert_allclose(training.evaluate(state, 'validation')['value'], np.mean(single, 0), atol=1e-5)
+    said = training.evaluate(state, 'validation')
+    np.testing.assert_allclose(said['value'], np.mean(single, 0), atol=1e-5)
+    np.testing.assert_allclose(said['loss'], np.mean([(one - target) ** 2 for one in single], 0), atol=1e-4)

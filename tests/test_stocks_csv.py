@@ -220,6 +220,11 @@ def test_a_row_that_is_there_twice_is_left_out_once():
     assert faults == {'repeated_row': ['X.csv row 5: 2012-09-06 is also row 4']}
 
 
+def test_of_rows_that_contradict_each_other_the_first_one_stays():
+    (history,), _ = read(YAHOO.replace('2012-09-05', '2012-09-04'))
+    np.testing.assert_array_equal(history.values[:, 3], [118.0, 120.0])
+
+
 @pytest.mark.parametrize('times', [('', '', ''), (' 09:30:00-05:00', ' 10:30:00-05:00', ' 11:30:00-05:00')])
 def test_several_bars_a_day_are_no_daily_prices(times):
     header, *rows = YAHOO.splitlines()
@@ -234,6 +239,12 @@ def test_columns_that_never_change_and_crashes_without_adjusted_close_are_named(
     _, faults = read('Date,Open,High,Low,Close,Volume\n2020-01-02,1,9,1,9,5\n2020-01-03,2,9,1,4,5\n')
     assert set(faults) == {'constant_column', 'possible_split'}
     assert [item.split()[1] for item in faults['constant_column']] == ['High', 'Low', 'Volume']
+
+
+@pytest.mark.parametrize(('close', 'named'), [('6', True), ('7', False), ('13.5', True), ('12', False)])
+def test_without_adjusted_close_a_split_of_three_for_two_is_named_and_a_bad_day_is_not(close, named):
+    _, faults = read(f'Date,Open,High,Low,Close,Volume\n2020-01-02,1,9,1,9,5\n2020-01-03,2,8,2,{close},6\n')
+    assert ('possible_split' in faults) == named
 
 
 @pytest.mark.parametrize(
@@ -306,6 +317,30 @@ def test_bad_files_stop_prepare_and_leave_nothing(tmp_path):
         datasets.prepare(config, tmp_path / 'raw', tmp_path / 'data', skip_bad=False)
     assert not datasets.is_prepared(config, tmp_path / 'data')
     assert [path.name for path in (tmp_path / 'data' / 'prices').iterdir()] == ['.lock']
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        (('58.5,2000', '58.5,many'), "Volume is 'many'"),
+        (('119.0,116.0', '119.0,-116.0'), 'Low is -116.0'),
+        (('2012-09-05', '05.09.2012'), "Date is '05.09.2012'"),
+        (('58.5,2000', '58.5,-2000'), 'Volume is -2000'),
+        (('2012-09-05', '2012-09-04'), '2012-09-04 is also row 2'),
+        (('118.0,119.0', ',119.0'), ''),
+        (('119.0,116.0', '115.0,116.0'), ''),
+        (('2012-09-06', '2012-09-16'), ''),
+    ],
+)
+def test_rows_that_somebody_must_look_at_stop_prepare_and_others_do_not(tmp_path, change, told):
+    (tmp_path / 'raw').mkdir()
+    (tmp_path / 'raw' / 'X.csv').write_text(YAHOO.replace(*change))
+    config = prices.get_config().dataset
+    if told:
+        with pytest.raises(DataError, match=rf'(?s)X\.csv row 3: {told}.*--skip_bad'):
+            datasets.prepare(config, tmp_path / 'raw', tmp_path / 'data', skip_bad=False)
+    else:
+        assert datasets.prepare(config, tmp_path / 'raw', tmp_path / 'data', skip_bad=False).counts['tickers'] == 1
 
 
 def test_bad_files_and_rows_are_skipped_when_asked(tmp_path):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from stocks.evaluation import intervals
+from stocks.evaluation import intervals, plots
 from stocks.evaluation.forecast_metrics import (
     diebold_mariano,
     price_errors,
@@ -16,6 +16,7 @@ from stocks.evaluation.forecast_metrics import (
     skill,
     skill_interval,
 )
+from stocks.evaluation.sections import verdict
 
 
 def test_errors_of_the_naive_forecast_are_those_of_the_price_moves():
@@ -139,6 +140,13 @@ def test_bootstrap_of_days_agrees_with_drawing_blocks_one_by_one():
     np.testing.assert_allclose([low, high], np.quantile(draws, [tail, 1 - tail]), atol=0.12)
 
 
+def test_bootstrap_draws_a_day_with_all_its_tickers_wherever_these_lie():
+    errors, naive = np.random.default_rng(13).normal(size=(2, 60))
+    alone = skill_interval(errors, naive, np.arange(60), horizon=1)
+    alike = [np.tile(values, 5) for values in (errors, naive, np.arange(60))]  # one ticker after the other
+    assert skill_interval(*alike, horizon=1) == pytest.approx(alone)
+
+
 def test_rank_correlation_is_the_mean_over_days_with_enough_tickers():
     random = np.random.default_rng(8)
     said, came = random.normal(size=(2, 6, 25))
@@ -181,6 +189,34 @@ def test_conformal_rank_has_the_finite_sample_correction():
     widths = intervals.calibrate(np.arange(1.0, 20.0)[::-1])  # 19 scores: ranks 16, 18 and 19 of 20
     assert widths == {0.80: 16.0, 0.90: 18.0, 0.95: 19.0}
     assert intervals.calibrate(np.arange(10.0))[0.95] == math.inf
+
+
+def test_intervals_reach_as_far_as_the_volatility_says_and_not_below_zero():
+    records = records_of(np.zeros(2), np.array([0.01, 0.5]))
+    lower, upper = intervals.bounds(records, np.full(2, 100.0), 3.0)
+    np.testing.assert_allclose([lower, upper], [[97, 0], [103, 250]])
+    width = intervals.coverage(records, np.full(2, 100.0), {0.9: 3.0})['90%']['mean_relative_width']
+    assert width == pytest.approx((0.06 + 2.5) / 2)
+
+
+def test_predicted_returns_are_drawn_over_those_to_come_and_those_just_seen():
+    records = records_of(np.array([0.01, -0.02, 0.03]), 0.02).assign(
+        predicted=[101.0, 102.0, 103.0], last_return=[0.1, 0.2, 0.3]
+    )
+    figure = plots.returns(records, {'correlation_with_next': 0.1, 'correlation_with_last': None})
+    ahead, seen = (axes.collections[0].get_offsets().data for axes in figure.axes)
+    predicted = np.log([1.01, 1.02, 1.03])
+    np.testing.assert_allclose(ahead, np.column_stack([np.log([1.01, 0.98, 1.03]), predicted]))
+    np.testing.assert_allclose(seen, np.column_stack([[0.1, 0.2, 0.3], predicted]))
+
+
+@pytest.mark.parametrize(
+    ('skill', 'ends', 'said'),
+    [(0.02, [0.01, 0.03], 'beats'), (-0.02, [-0.03, -0.01], 'is worse than'), (0.02, [-0.01, 0.05], 'cannot be told')],
+)
+def test_the_verdict_goes_by_the_interval(skill, ends, said):
+    figures = {'skill': skill, 'intervals_95': {'skill': ends}}
+    assert f'The model {said}' in verdict({**figures, 'diebold_mariano': {'statistic': 1.0, 'p_value': 0.3}})
 
 
 def test_a_forecast_that_repeats_the_last_close_is_called_so():

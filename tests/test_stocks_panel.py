@@ -199,6 +199,18 @@ def test_baselines_are_those_of_a_direct_least_squares():
     assert found['autoregression'][250] == pytest.approx(close[250] * np.exp(np.dot(last, coefficients)))
 
 
+def test_volatility_is_that_of_riskmetrics_and_the_last_return_spans_the_horizon():
+    history, horizon = random_history('A', rows=200), 4
+    closes = history.values[:, 3]
+    records = records_of(history.dates, closes, slice(0, 150), horizon)
+    squares = np.diff(np.log(closes)) ** 2
+    for row in (1, 20, 199):
+        variance = np.average(squares[:row], weights=0.94 ** np.arange(row)[::-1])
+        assert records['volatility'][row] == pytest.approx(np.sqrt(horizon * variance))
+    assert records['last_return'][:horizon].isna().all()
+    np.testing.assert_allclose(records['last_return'][horizon:], np.log(closes[horizon:] / closes[:-horizon]))
+
+
 def test_volatility_knows_only_the_past():
     data = [random_history('A')]
     first = build(data, config_of().dataset)
@@ -222,6 +234,19 @@ def test_splits_follow_the_dates_asked_for():
     assert open_end.splits['test'].records['target_date'].max() == histories()[0].dates[-1]
 
 
+def test_fractions_are_of_all_rows_in_the_order_of_their_dates():
+    dates = [random_history('A').dates, random_history('Y', rows=100, start='2016-04-01').dates]
+    periods = split_periods(dates, config_of(split_fractions=(0.6, 0.3, 0.1)).dataset)
+    rows = np.concatenate(dates)
+    shares = [np.mean((first <= rows) & (rows <= last)) for first, last in periods.values()]
+    assert shares == pytest.approx([0.6, 0.3, 0.1], abs=0.005)
+
+
+def test_histories_of_just_enough_rows_are_kept_and_the_others_named():
+    info = build(histories(), config_of(min_rows=380).dataset).info
+    assert (info['tickers'], info['left_out']) == (['A', 'C'], {'B': 300})
+
+
 @pytest.mark.parametrize('tickers', [('A', 'C'), ('C', 'A', 'C'), ('A,C',), ('C, A',)])
 def test_tickers_may_be_written_as_a_tuple_or_with_commas(tickers):
     assert build(histories(), config_of(tickers=tickers).dataset).info['tickers'] == ['A', 'C']
@@ -229,15 +254,21 @@ def test_tickers_may_be_written_as_a_tuple_or_with_commas(tickers):
 
 def test_walk_forward_parts_follow_each_other_and_cover_the_test_period():
     config, data = config_of(), [history.dates for history in histories()]
-    whole = split_periods(data, config.dataset)['test']
     days = np.unique(np.concatenate(data))
+
+    def days_of(period):
+        return days[(days >= period[0]) & (days <= period[1])]
+
+    whole = split_periods(data, config.dataset)
     folds = walk_forward_dates(data, config.dataset, 3)
     tested = []
     for dates in folds:
         config.dataset.split_dates = dates
         periods = split_periods(data, config.dataset)
-        tested.append(days[(days >= periods['test'][0]) & (days <= periods['test'][1])])
-    np.testing.assert_array_equal(np.concatenate(tested), days[days >= whole[0]])
+        tested.append(days_of(periods['test']))
+        assert len(days_of(periods['validation'])) == len(days_of(whole['validation']))
+        assert days_of(periods['validation'])[-1] < tested[-1][0]
+    np.testing.assert_array_equal(np.concatenate(tested), days_of(whole['test']))
     assert max(map(len, tested)) - min(map(len, tested)) <= 1
 
 

@@ -17,6 +17,8 @@ from common.training.setup import make_training
 from stocks.configs import demo, prices
 from stocks.data.csv_files import COLUMNS
 from stocks.data.panel import feature_values
+from stocks.evaluation import intervals
+from stocks.evaluation.forecast_metrics import diebold_mariano, skill, skill_interval
 from stocks.task import TASK, Stocks
 from tests.test_stocks_panel import config_of, random_history
 
@@ -96,6 +98,59 @@ def test_the_report_tells_a_seer_from_the_baselines(prepared, tmp_path):
     metrics = task.metrics(as_predictions(task, split, forecast), split)
     assert metrics['skill'] == pytest.approx(report['skill'])
     assert metrics['rmse'] == pytest.approx(report['rmse'])
+
+
+def test_the_report_is_of_every_forecast_and_ticker_by_itself(prepared, tmp_path):
+    task, dataset = task_and_data(prepared, window=10, horizon=5)
+    split, horizon = dataset.splits['test'], task.config.dataset.horizon
+    records = split.records.astype({'ticker': str})
+    random = np.random.default_rng(0)
+    forecast = records['last_close'] + random.uniform(0, 1, len(records)) * (records['actual'] - records['last_close'])
+    said = as_predictions(task, split, forecast)
+    report = report_of(task, said, split, tmp_path)
+    forecast = pd.Series(task.prices(said, split))
+
+    def errors_of(prices, rows):
+        return ((prices[rows.index] - rows['actual']) / rows['last_close']).to_numpy()
+
+    naive = errors_of(records['last_close'], records)
+    for name in ('drift', 'autoregression'):
+        figures = report['forecasts'][name]
+        assert figures['mae'] == pytest.approx(np.mean(np.abs(records[name] - records['actual'])))
+        expected = skill(errors_of(records[name], records), naive)
+        assert (figures['skill'], report[f'skill_of_{name}']) == pytest.approx((expected, expected))
+    assert task.metrics(said, split)['skill'] == pytest.approx(report['skill'])
+    table = pd.read_csv(tmp_path / 'tickers.csv', index_col='ticker')
+    for ticker, rows in records.groupby('ticker'):
+        errors, naive = errors_of(forecast, rows), errors_of(records['last_close'], rows)
+        found, days = report['tickers'][ticker], rows['date'].to_numpy()
+        assert found['rmse'] == pytest.approx(np.sqrt(np.mean((forecast[rows.index] - rows['actual']) ** 2)))
+        assert found['skill_interval_95'] == pytest.approx(skill_interval(errors, naive, days, horizon=horizon))
+        assert found['diebold_mariano'] == pytest.approx(diebold_mariano(errors, naive, days, horizon=horizon))
+        assert table.loc[ticker, ['skill_low', 'skill_high']].to_list() == pytest.approx(
+            found['skill_interval_95'], rel=1e-4
+        )
+
+
+def test_intervals_are_calibrated_on_the_validation_split(prepared, tmp_path):
+    task, dataset = task_and_data(prepared)
+    test, validation = dataset.splits['test'], dataset.splits['validation']
+    said = as_predictions(task, test, test.records['last_close'])
+    off = as_predictions(task, validation, 1.5 * validation.records['last_close'])
+    report = report_of(task, said, test, tmp_path, (off, validation))
+    widths = intervals.calibrate(intervals.scores(validation.records, task.prices(off, validation)))
+    expected = intervals.coverage(test.records, task.prices(said, test), widths)
+    assert report['prediction_intervals'] == expected
+    assert report['coverage_80'] == 1  # by a model that was far off before
+
+
+def test_of_each_metric_the_better_is_what_it_is_said_to_be(prepared):
+    task, dataset = task_and_data(prepared)
+    split = dataset.splits['test']
+    last_close, actual = split.records['last_close'], split.records['actual']
+    forecasts = (last_close * (actual / last_close) ** power for power in (0.5, -0.5))
+    good, bad = (task.metrics(as_predictions(task, split, forecast), split) for forecast in forecasts)
+    assert {name: 'max' if good[name] > bad[name] else 'min' for name in Stocks.better} == Stocks.better
 
 
 def test_the_page_of_the_validation_split_does_without_coverage(prepared, tmp_path):
@@ -364,8 +419,9 @@ def test_old_rows_with_faults_are_left_out_and_named(prepared, tmp_path, capsys,
     assert not len(recwarn)
 
 
-def test_runs_of_other_windows_are_not_averaged(prepared):
-    (here, _), (there, _) = task_and_data(prepared), task_and_data(prepared, window=25)
+@pytest.mark.parametrize('change', [{'window': 25}, {'horizon': 2}, {'target': 'log_return'}])
+def test_runs_of_other_windows_and_targets_are_not_averaged(prepared, change):
+    (here, _), (there, _) = task_and_data(prepared), task_and_data(prepared, **change)
     assert here.meaning() != there.meaning()
 
 

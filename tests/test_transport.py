@@ -1,18 +1,21 @@
 """Both transports deliver the same batches bit for bit, on any number of devices and threads."""
 
+import types
+
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 from jax import lax
 
-from common.data.dataset import Split
+from common.data.dataset import Dataset, Split
 from common.data.order import Order
-from common.data.transport import Choice, Transport, choose_transport, complete
+from common.data.transport import Choice, Transport, choose_transport, complete, room_for_data
 from common.errors import UsageError
 from common.evaluation.evaluate import _plan as evaluation_plan
 from common.runtime import AXIS, DataParallel
 from common.training.plan import Dispatches
+from common.training.setup import _num_bytes
 
 RANDOM = np.random.default_rng(0)
 SPLIT = Split(
@@ -84,6 +87,16 @@ def test_a_batch_must_divide_over_the_devices():
         DataParallel().local_part(np.zeros((1, 6)))
 
 
+def test_of_several_processes_each_has_what_is_due_to_its_own_devices(monkeypatch):
+    parallel = DataParallel()
+    parallel.devices = [types.SimpleNamespace(process_index=number // 2) for number in range(4)]
+    parallel.local_count = 2
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    rows = np.arange(16).reshape(2, 8)
+    np.testing.assert_array_equal(parallel.local_part(rows), [[[4, 5], [12, 13]], [[6, 7], [14, 15]]])
+    np.testing.assert_array_equal(parallel.parted(np.arange(10)), [[6, 7, 8], [9, 0, 0]])
+
+
 def test_in_parts_no_device_keeps_more_than_its_share():
     transport = Transport(SPLIT, {}, DataParallel(), 'resident in parts')
     for name, column in SPLIT.columns.items():
@@ -105,3 +118,18 @@ def test_auto_is_resident_where_the_data_fit_and_says_so(monkeypatch):
     assert choose_transport('auto', 1024 * mebibyte, alone) == too_large
     with pytest.raises(UsageError, match=r"config\.data\.transport is 'fast'; it may be resident, streaming, auto"):
         choose_transport('fast', 0, parallel)
+
+
+def test_data_may_take_half_of_a_devices_memory_and_a_quarter_of_the_hosts(monkeypatch):
+    monkeypatch.setattr('common.data.transport.memory', lambda: 800)
+    cpu, gpu, silent = (
+        types.SimpleNamespace(platform=platform, memory_stats=lambda statistics=statistics: statistics)
+        for platform, statistics in (('cpu', {'bytes_limit': 10}), ('gpu', {'bytes_limit': 1000}), ('gpu', None))
+    )
+    rooms = [room_for_data(device, count) for device in (cpu, gpu, silent) for count in (1, 4)]
+    assert rooms == [200, 50, 500, 500, 200, 50]
+
+
+def test_all_splits_and_tables_count_as_data():
+    dataset = Dataset(splits={'train': SPLIT, 'test': SPLIT}, info={}, tables={'prices': np.zeros(5)})
+    assert _num_bytes(dataset) == 2 * 37 * (5 * 4 * 3 + 4 + 4 + 1) + 5 * 8
