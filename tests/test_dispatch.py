@@ -85,7 +85,9 @@ def test_a_training_takes_as_many_steps_in_a_dispatch(toy_data):
     training = toy(toy_data, steps_per_dispatch=0, evaluate_every='12steps')
     assert training.steps_per_dispatch == 12
     assert toy(toy_data, steps_per_dispatch=0, evaluate_every='12steps', ensemble=2).steps_per_dispatch == 12
-    assert toy(toy_data, steps_per_dispatch=5).steps_per_dispatch == 5
+    assert toy(toy_data, steps_per_dispatch=5, evaluate_every='12steps').steps_per_dispatch == 5
+    # more would fit nowhere, and every step be one by itself
+    assert toy(toy_data, steps_per_dispatch=50, evaluate_every='12steps').steps_per_dispatch == 12
 
 
 def test_the_operations_of_a_dispatch_are_those_of_all_models(toy_data, monkeypatch):

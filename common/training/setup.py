@@ -83,9 +83,9 @@ class Training:
     @functools.cached_property
     def steps_per_dispatch(self) -> int:
         """Steps that run on the devices in one call."""
-        if self.config.steps_per_dispatch:
-            return self.config.steps_per_dispatch
         boundary = self.to_steps(self.config.evaluate_every)
+        if self.config.steps_per_dispatch:
+            return min(self.config.steps_per_dispatch, boundary)
         steps = steps_per_dispatch(self.flops * len(self.members.seeds), jax.default_backend(), boundary)
         return 1 if steps > 1 and self._slow_in_loops else steps
 
@@ -202,6 +202,12 @@ class Training:
         return self.members.combine(self.task, parts, rows)
 
 
+def check_devices(number: int) -> None:
+    """Raises UsageError where there are not so many devices."""
+    if not 0 <= number <= len(jax.devices()):
+        raise UsageError(f'--devices={number}: there are {len(jax.devices())} ({jax.devices()[0].platform})')
+
+
 def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) -> Training:
     """Everything that `config` asks for, over the first `devices` devices (0: all).
 
@@ -212,8 +218,7 @@ def make_training(config: ConfigDict, data_dir: pathlib.Path, devices: int = 0) 
     kind = task_class(config.task)
     dataset = kind.load(config, data_dir)
     task = kind(config, dataset.info)
-    if not 0 <= devices <= len(jax.devices()):
-        raise UsageError(f'--devices={devices}: there are {len(jax.devices())} ({jax.devices()[0].platform})')
+    check_devices(devices)
     parallel = DataParallel(jax.devices()[: devices or None])
     train = dataset.splits['train']
     groups = task.members(train)
