@@ -4,6 +4,7 @@ python -m experiments.benchmark --config=lesion/configs/demo.py [--batch_size=64
                                 [--peers=torch,keras --peer_python=torch=PATH,keras=PATH]
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -11,6 +12,7 @@ import math
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,7 +25,7 @@ from common.benchmark.measure import Peers, against_peers, own_rows, profile, sc
 from common.benchmark.tables import as_text
 from common.errors import UsageError
 from common.training.dispatch import cpu_devices
-from common.training.setup import make_training
+from common.training.setup import check_devices, make_training
 from experiments import launch
 
 PARTS = ('rates', 'start', 'scaling')
@@ -52,11 +54,12 @@ def main() -> None:
         raise UsageError(f'--measure: there is no {", ".join(sorted(unknown))}; choose from {", ".join(PARTS)}')
     output = launch.path(_OUTPUT.value) if _OUTPUT.value else None
     if output:
-        try:
+        with _writing(_OUTPUT):
             output.parent.mkdir(parents=True, exist_ok=True)
             output.open('a').close()
-        except OSError as error:
-            raise UsageError(f'--output={output} cannot be written ({error.strerror})') from error
+    if _PROFILE.value:
+        with _writing(_PROFILE):
+            launch.path(_PROFILE.value).mkdir(parents=True, exist_ok=True)
     sizes = _sizes(config.batch_size)
     runtime.start(cpu_devices=cpu_devices(config.cpu_devices, math.gcd(*sizes[1])))
     jax.config.update('jax_enable_compilation_cache', False)  # a compile time is to be the time of a compile
@@ -80,6 +83,8 @@ def _measure(
 ) -> None:
     """Adds to `results` what the flags ask for, of every number of devices with every batch size."""
     rows, repeats = results['rows'], _REPEATS.value
+    for devices in sizes[0]:
+        check_devices(devices)  # all, before the first is measured for minutes
     for number, (devices, batch_size) in enumerate(itertools.product(*sizes)):
         config.batch_size = batch_size
         training = make_training(config, data_dir, devices)
@@ -95,6 +100,15 @@ def _measure(
         rows += more
         results['ratios'] += ratios
         results['machine']['versions'] |= versions
+
+
+@contextlib.contextmanager
+def _writing(flag: flags.FlagHolder[str | None]) -> Iterator[None]:
+    """Names the flag where what it asks for cannot be written, now and not after minutes."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f'--{flag.name}={flag.value} cannot be written ({error.strerror})') from error
 
 
 def _sizes(batch_size: int) -> tuple[list[int], list[int]]:

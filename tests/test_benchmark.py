@@ -22,6 +22,7 @@ from common.benchmark.peers import Peer, PeerUnavailableError, specification
 from common.benchmark.program import LEAD, Program, forget, reconfigured, streamed
 from common.benchmark.rates import Contestant, bottleneck, ratio, spread, take_turns
 from common.benchmark.startup import first_step
+from common.benchmark.tables import as_text
 from common.errors import UserError
 from common.flops import flops
 from common.nn import lstm, lstm_kernel
@@ -193,10 +194,39 @@ def test_slow_first_steps_make_no_turn_shorter() -> None:
 
 
 @pytest.mark.parametrize(
-    ('loader', 'together', 'words'), [(10.0, 0.98, 'the step'), (0.5, 0.49, 'delivers 50%'), (2.0, 0.6, 'reach 60%')]
+    ('loader', 'together', 'words'),
+    [
+        (10.0, [0.98, 0.9, 1.0], 'the step'),
+        (0.5, [0.49], 'delivers 50%'),
+        (2.0, [0.6, 0.5, 0.7], 'reach 60%'),
+        (300.0, [0.92, 1.11, 0.70, 0.82, 0.82], 'not clear: turn by turn, 70% to 111%'),
+    ],
 )
-def test_bottleneck_in_words(loader: float, together: float, words: str) -> None:
-    assert words in bottleneck(loader, together)
+def test_bottleneck_in_words(loader: float, together: list[float], words: str) -> None:
+    assert words in bottleneck(loader, spread(together))
+
+
+def test_costs_say_of_how_many_devices_they_are() -> None:
+    row = {
+        'side': 'triptych', 'setting': 'resident', 'kind': 'step', 'dtype': 'float32', 'batch_size': 64, 'unit': 'e/s',
+        **spread([1.0]), 'compile_seconds': 1.0, 'parameters': 1, 'flops_per_step': 1.0, 'flops_per_second': 1.0,
+        'measured_peak': 2.0, 'mfu_measured': 0.5, 'mfu_datasheet': None, 'device_memory': 0, 'host_memory': 0,
+        'bottleneck': 'the step',
+    }  # fmt: skip
+    machine = {'processor': {'model': 'some', 'features': ''}, 'devices': ['cpu'], 'cores': 2}
+    text = as_text({'machine': machine, 'rows': [row | {'devices': count} for count in (1, 2)], 'ratios': []})
+    assert 'resident, batch 64: compiled' in text
+    assert 'resident, batch 64, 2 devices: compiled' in text
+    assert 'batch 64, 2 devices: bottleneck' in text
+
+
+def test_too_many_devices_are_refused_before_anything_is_measured(
+    trained: Trained, script: Callable[..., Ended]
+) -> None:
+    ended = script('benchmark', *trained.arguments, '--devices=1,9', '--measure=rates', '--repeats=1')
+    assert ended.status == 2
+    assert 'triptych' not in ended.stdout
+    assert '--devices=9: there are' in ended.stderr
 
 
 def test_flops_of_products_and_loops_have_a_closed_form() -> None:
@@ -447,6 +477,7 @@ def test_script_prints_a_table_and_writes_its_rows(
         ('--batch_size=many', 'many'),
         ('--devices=-1', '--devices=-1: there are 4 (cpu)'),
         ('--output=/', '--output=/ cannot be written'),
+        ('--profile=/dev/null', '--profile=/dev/null cannot be written'),
     ],
 )
 def test_script_explains_a_wrong_flag(trained: Trained, script: Callable[..., Ended], argument: str, word: str) -> None:

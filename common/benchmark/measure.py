@@ -44,8 +44,9 @@ def own_rows(training: Training, repeats: int) -> list[Row]:
         if kind == 'step':
             row |= _costs(programs[name], row['median'])
         if kind.startswith('end to end'):
-            row['share_of_step'] = ratio(samples, step)['median']
-            row['bottleneck'] = bottleneck(ratio(rates[name, 'loader'], step)['median'], row['share_of_step'])
+            shares = ratio(samples, step)
+            row['share_of_step'] = shares['median']
+            row['bottleneck'] = bottleneck(ratio(rates[name, 'loader'], step)['median'], shares)
         rows.append(row)
     return rows
 

@@ -62,10 +62,16 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
     return spread([mine / other for mine, other in zip(ours, theirs, strict=True)])
 
 
-def bottleneck(loader: float, share: float) -> str:
-    """What holds a training back, in words, from the rates of loader and end to end as shares of the step's."""
+def bottleneck(loader: float, shares: Mapping[str, float]) -> str:
+    """What holds a training back, in words, from the rates of loader and end to end as shares of the step's.
+
+    The loader's is a median; `shares` is the spread over the turns.
+    """
+    share = shares['median']
     if share >= 0.95:
         return 'the step: the device does not wait for data'
+    if shares['high'] >= 0.95:
+        return f'not clear: turn by turn, {shares["low"]:.0%} to {shares["high"]:.0%} of the step is reached'
     if loader < 1.0:
         return f'the loader: it delivers {loader:.0%} of what the step could take'
     return f'the handing over: loader and step are faster alone, together they reach {share:.0%} of the step'

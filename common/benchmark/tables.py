@@ -15,7 +15,7 @@ def as_text(results: Mapping[str, Any]) -> str:
     parts.append(_table(['side', 'setting', 'kind', 'dtype', 'batch', 'median', 'low .. high', ''], map(_cells, rows)))
     parts += [_costs(row) for row in rows if 'flops_per_step' in row]
     parts += [
-        f'{row["setting"]}, {row["kind"]}, batch {row["batch_size"]}: bottleneck is {row["bottleneck"]}'
+        f'{row["setting"]}, {row["kind"]}, {_of(row)}: bottleneck is {row["bottleneck"]}'
         for row in rows
         if 'bottleneck' in row
     ]
@@ -54,11 +54,15 @@ def _costs(row: Row) -> str:
         peak += f', {row["mfu_datasheet"]:.0%} of the data sheet'
     memory = f'{row["device_memory"] / 2**20:,.0f}' if row['device_memory'] else 'unknown'
     return (
-        f'{row["setting"]}, batch {row["batch_size"]}: compiled in {row["compile_seconds"]:.1f} s; '
+        f'{row["setting"]}, {_of(row)}: compiled in {row["compile_seconds"]:.1f} s; '
         f'{row["parameters"]:,} parameters; {row["flops_per_step"] / 1e9:,.2f} GFLOP a step, '
         f'{row["flops_per_second"] / 1e9:,.0f} GFLOP/s: {peak}; '
         f'{memory} MiB on a device, {row["host_memory"] / 2**20:,.0f} MiB on the host'
     )
+
+
+def _of(row: Row) -> str:
+    return f'batch {row["batch_size"]}' + (f', {row["devices"]} devices' if row['devices'] > 1 else '')
 
 
 def _table(header: Sequence[str], rows: Any) -> str:
