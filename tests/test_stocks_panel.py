@@ -272,6 +272,17 @@ def test_walk_forward_parts_follow_each_other_and_cover_the_test_period():
     assert max(map(len, tested)) - min(map(len, tested)) <= 1
 
 
+def test_walk_forward_parts_too_short_for_a_window_are_refused_with_the_most_that_fit():
+    config, data = config_of(), [history.dates for history in histories()]
+    days = np.unique(np.concatenate(data))
+    test = np.count_nonzero(days >= split_periods(data, config.dataset)['test'][0])
+    most = test // (config.dataset.window + config.dataset.horizon)
+    assert len(walk_forward_dates(data, config.dataset, most)) == most
+    for folds in (most + 1, 0):
+        with pytest.raises(UsageError, match=rf'--walk_forward={folds}: .* at most {most}; give that or fewer'):
+            walk_forward_dates(data, config.dataset, folds)
+
+
 def test_walk_forward_ends_where_a_saturday_ends_the_splits():
     config, data = config_of(), [history.dates for history in histories()]
     fridays, saturdays = ('2015-10-30', '2016-02-26', '2016-06-17'), ('2015-10-31', '2016-02-27', '2016-06-18')

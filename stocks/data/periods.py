@@ -52,14 +52,18 @@ def walk_forward_dates(dates: Iterable[np.ndarray], config: ConfigDict, folds: i
     days before it are for training.
 
     Raises:
-      UsageError: as `split_periods` does, or if the test period has fewer days than folds.
+      UsageError: as `split_periods` does, or if a part has fewer days than window and horizon need.
     """
     dates = list(dates)
     periods, days = split_periods(dates, config), np.unique(np.concatenate(dates))
     spans = row_spans(days, periods)
     test, length = spans['test'], spans['validation'].stop - spans['validation'].start
-    if not 1 <= folds <= test.stop - test.start:
-        raise UsageError(f'{folds} walk-forward periods do not fit into {test.stop - test.start} days of test')
+    count, needed = test.stop - test.start, config.window + config.horizon
+    if folds < 1 or count // folds < needed:
+        raise UsageError(
+            f'--walk_forward={folds}: {count} days of test, of which a period needs {needed} (window and horizon), '
+            f'make at most {count // needed}; give that or fewer, or train with more days of test or a shorter window'
+        )
     edges = np.linspace(test.start, test.stop, folds + 1).astype(int)
     return [
         (str(days[start - length - 1]), str(days[start - 1]), str(days[stop - 1]))
