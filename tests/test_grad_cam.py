@@ -70,6 +70,11 @@ def test_a_mark_adds_no_variable_and_every_backbone_has_one(model):
     assert float(heat.max()) == pytest.approx(1)
 
 
+def test_a_step_may_be_a_number_as_the_readme_says(trained: Trained):
+    latest = restore(trained.workdir, checkpoint='latest')
+    assert restore(trained.workdir, checkpoint=latest.step).step == latest.step
+
+
 def test_an_image_is_explained_alike_alone_and_among_others(trained: Trained):
     run = restore(trained.workdir)
     split = Lesion.load(run.record.config, trained.data_dir).splits['test']

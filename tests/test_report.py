@@ -219,6 +219,15 @@ def test_intervals_of_recall_are_wilsons_over_groups():
     assert pairs[2][0] < apart[2][0] < apart[2][1] < pairs[2][1]  # six images of three lesions
 
 
+def test_intervals_of_recall_keep_between_none_and_all():
+    for count in range(1, 200):
+        for right in (0, 1):
+            ((low, high), _) = measures.recall_intervals(
+                np.tile(np.eye(2)[1 - right], (count, 1)), np.zeros(count, int), np.arange(count)
+            )
+            assert 0 <= low < high <= 1
+
+
 def test_intervals_of_recall_hold_the_truth_of_groups_of_unequal_sizes():
     random, inside = np.random.default_rng(0), 0
     for _ in range(500):

@@ -35,7 +35,7 @@ class Run:
     step: int
 
 
-def restore(workdir: str | os.PathLike[str], checkpoint: str = 'best') -> Run:
+def restore(workdir: str | os.PathLike[str], checkpoint: str | int = 'best') -> Run:
     """The model of a run as it was at `checkpoint`: 'best', 'latest' or a step.
 
     Raises:
@@ -54,7 +54,7 @@ def restore(workdir: str | os.PathLike[str], checkpoint: str = 'best') -> Run:
     init = jax.vmap(init, in_axes=(0, None)) if members.count else init
     abstract = jax.eval_shape(init, members.keys(), inputs)
     checkpoints = Checkpoints(workdir, config.monitor.mode)
-    step = checkpoints.find(checkpoint)
+    step = checkpoints.find(str(checkpoint))
     variables = checkpoints.restore_variables(abstract, step)
     checkpoints.close()
     return Run(workdir, record, task, model, members, variables, step)

@@ -54,7 +54,8 @@ def recall_intervals(probabilities: np.ndarray, labels: np.ndarray, groups: np.n
         sizes = np.unique(groups[rows], return_counts=True)[1]
         share, uncertainty = right[rows].mean(), _NORMAL_95**2 * (sizes**2).sum() / sizes.sum() ** 2
         middle, width = share + uncertainty / 2, np.sqrt(share * (1 - share) * uncertainty + uncertainty**2 / 4)
-        intervals.append([float(end / (1 + uncertainty)) for end in (middle - width, middle + width)])
+        ends = np.clip(np.array([middle - width, middle + width]) / (1 + uncertainty), 0, 1)  # rounding may pass them
+        intervals.append(ends.tolist())
     return intervals
 
 
