@@ -131,6 +131,8 @@ def check(config: ConfigDict) -> None:
     """Raises UsageError, naming the key, where a value of the frame's own makes no sense; warns where two clash."""
     batch, parts, optimizer = config.batch_size, config.accumulate_steps, config.optimizer
     wanted = {
+        # JAX takes the lower 32 bits: 2**32 would give the weights of 0
+        'seed': (0 <= config.seed < 2**32, 'from 0 to below 2**32'),
         'batch_size': (batch >= 1, 'at least 1'),
         'steps_per_dispatch': (config.steps_per_dispatch >= 0, 'at least 0'),
         'accumulate_steps': (not parts or (parts >= 1 and batch % parts == 0), f'0 or a divisor of batch_size {batch}'),

@@ -55,7 +55,8 @@ def workdirs(flag: flags.FlagHolder[Any]) -> list[pathlib.Path]:
     if not names or not all(names):
         raise UsageError(f'--{flag.name} is empty; it must name the folder of a run')
     whole = path(','.join(names))  # a single folder may have commas in its name
-    return [whole] if whole.is_dir() else [*map(path, names)]
+    # os.path's question, for pathlib's raises where a list is too long for a name
+    return [whole] if os.path.isdir(whole) else [*map(path, names)]
 
 
 def prepare_if_needed(config: ConfigDict, data_dir: pathlib.Path, begun: bool = False) -> None:

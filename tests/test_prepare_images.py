@@ -237,6 +237,15 @@ def test_raw_sets_that_cannot_be_used_are_refused_with_a_sentence(raw, tmp_path,
     assert not is_prepared_images(config(), tmp_path)
 
 
+def test_of_folders_of_ones_own_the_one_without_a_readable_image_is_to_be_taken_away(tmp_path):
+    for number in range(18):
+        path = tmp_path / 'mine' / ('a', 'b', 'bad')[number % 3] / f'{number}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'' if number % 3 == 2 else encoded(number))
+    with pytest.raises(DataError, match=r'left of bad\. Add some, or do without: take its folder away'):
+        prepare_images(FOLDERS, config(name='folders'), tmp_path / 'mine', tmp_path, skip_bad=True)
+
+
 def test_a_set_without_some_of_its_classes_is_prepared_as_the_error_says(raw, tmp_path):
     edit_table(raw, lambda table: table[~table.dx.isin(['df', 'vasc'])])
     with pytest.raises(DataError, match='no training images are left of df, vasc') as error:

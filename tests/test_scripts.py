@@ -199,6 +199,11 @@ def test_a_folder_with_commas_in_its_name_is_one_run(tmp_path):
     assert launch.workdirs(mock.Mock(value=names)) == [folder]
 
 
+def test_runs_whose_list_is_longer_than_a_file_name_are_several():
+    names = [f'seed{number:02}_' + 'x' * 60 for number in range(5)]
+    assert launch.workdirs(mock.Mock(value=names)) == [*map(pathlib.Path, names)]
+
+
 def test_a_run_holds_what_the_readme_says(trained):
     names = {path.name for path in trained.workdir.iterdir()}
     assert {'config.json', 'checkpoints', 'metrics.jsonl', 'learning_curves.png', 'tensorboard'} <= names
@@ -461,6 +466,9 @@ def test_a_set_that_must_be_downloaded_needs_raw_dir(script, tmp_path, name):
         ('--config.dataset.image_size=3', 2, ['config.dataset.image_size is (3,); write (height, width)']),
         ('--config.model.widths=(8,8,8,8,8)', 2, ['too small to be halved once more', 'config.model.widths']),
         ('--config.model.widths=()', 2, ['config.model.widths is ()', 'there must be stages']),
+        ('--config.model.widths=(8,-8)', 2, ['config.model.widths is (8, -8)']),
+        ('--config.seed=-1', 2, ['config.seed is -1; it must be from 0 to below 2**32']),
+        ('--config.seed=4294967296', 2, ['config.seed is 4294967296; it must be from 0 to below 2**32']),
         ('--workdir=', 2, ['--workdir is empty']),
         ('--config.init_from=nowhere', 2, ["config.init_from is 'nowhere'", 'folder of a run', 'imagenet']),
         ('--nope', 2, ["Unknown command line flag 'nope'"]),

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from common.data.audit import Audit, audit_labelled
 from common.data.dataset import Dataset, Split
+from common.data.folders import OWN
 from common.data.images import Decoding, decode_image, decoded_split, in_threads
 from common.data.raw import ImageSource, RawFiles, RawImage, RawImages, open_raw
 from common.data.records import VERSION, preparing, read_images, write_images
@@ -208,10 +209,14 @@ def _examine(
     audit.count(images_per_split=counts.assign(total=counts.sum(axis=1)).to_dict('index'))
     absent = [name for name in found.class_names if counts.loc['train', name] == 0]
     if absent:
+        without = (
+            'put the images of the other classes in one folder per class, there in one folder per lesion or person, '
+            "and set config.dataset.name='folders' and config.dataset.group_by='^[^/]+/'."
+        )
+        if dataset.name == OWN:
+            without = 'take its folder away.'
         raise DataError(
-            f'{raw.path}: no training images are left of {", ".join(absent)}. Add some, or do without: put the images '
-            'of the other classes in one folder per class, there in one folder per lesion or person, and set '
-            "config.dataset.name='folders' and config.dataset.group_by='^[^/]+/'."
+            f'{raw.path}: no training images are left of {", ".join(absent)}. Add some, or do without: {without}'
         )
     return _with_copies_noted(found, table), table
 

@@ -32,7 +32,7 @@ def convolutional_trunk(module: Any, x: jax.Array, *, train: bool) -> jax.Array:
         depths = [depths] * len(widths)
     if len(depths) != len(widths):
         raise UsageError(f'config.model.depth is {depths}; it must have as many numbers as widths {widths}')
-    if min(depths, default=0) < 1:
+    if min(depths, default=0) < 1 or min(widths) < 1:
         raise UsageError(f'config.model.widths is {widths} and depth {depths}; there must be stages, of convolutions')
     conv = partial(nn.Conv, use_bias=False, dtype=dtype, conv_general_dilated=convolution(module.convolution))
     norm = partial(BatchNorm, not train, axis_name=module.axis_name, activation='relu', dtype=dtype)
