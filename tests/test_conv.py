@@ -147,7 +147,7 @@ def test_rounding_in_lower_precision_is_small(way, channels_in, dtype, relative)
         ((3, 3), {'padding': 'CIRCULAR'}),
         ((3, 3), {'padding': 2}),
         ((3, 3), {'kernel_dilation': 2}),
-        ((3, 3), {'input_dilation': 2, 'padding': ((2, 2), (2, 2))}),
+        ((3, 3), {'input_dilation': 2, 'padding': ((1, 1), (1, 1))}),
         ((3, 3), {'feature_group_count': 2}),
         ((3, 3), {'precision': 'highest'}),
         ((3,), {}),
@@ -166,6 +166,13 @@ def test_what_no_fast_way_covers_is_xlas_own(kernel, options):
     jax.tree.map(np.testing.assert_array_equal, loss(routed)(variables, x), loss(plain)(variables, x))
 
 
+def test_axes_in_another_order_are_xlas_own():
+    x, w = draw(3, (2, 6, 6, 6), (3, 3, 6, 6), dtype=jnp.float32)
+    numbers = {'dimension_numbers': ('NCHW', 'HWIO', 'NCHW')}
+    expected = lax.conv_general_dilated(x, w, (1, 1), 'SAME', **numbers)
+    np.testing.assert_array_equal(convolution('winograd')(x, w, (1, 1), 'SAME', **numbers), expected)
+
+
 def test_direct_is_xlas_own_bit_for_bit():
     x, w, g = draw(4, (4, 12, 12, 64), (3, 3, 64, 64), (4, 12, 12, 64), dtype=jnp.float32)
     expected = result_and_gradients(lax.conv_general_dilated, x, w, g)
@@ -181,21 +188,25 @@ def test_the_choice_depends_on_shapes_and_dtype_alone():
     assert choice((64, 48, 48, 1), (3, 3, 1, 64)) == choice((64, 48, 48, 3), (3, 3, 3, 64)) == 'few_channels'
     assert choice((64, 48, 48, 3), (3, 3, 3, 64), strides=(2, 2)) == 'few_channels'
     assert choice((64, 48, 48, 3), (3, 3, 3, 64), strides=(2, 2), padding=[(1, 1), (1, 1)]) == 'direct'
+    assert choice((64, 48, 48, 3), (3, 3, 3, 64), strides=(2, 2), padding='SAME_LOWER') == 'direct'
     assert choice((0, 24, 24, 128), w) == 'direct'
+    assert choice((64, 24, 24, 32), (3, 3, 32, 32)) == 'winograd_weight_gradient'
+    assert choice((64, 24, 24, 16), (3, 3, 16, 32), dtype=jnp.bfloat16) == 'direct'
     assert choice((64, 24, 24, 16), (3, 3, 16, 32)) == choice((1, 8, 8, 64), (3, 3, 64, 64)) == 'products'
     for change in ({'strides': (2, 1)}, {'padding': 'VALID'}, {'dilation': (1, 2)}, {'groups': 2}, {'dtype': jnp.int8}):
         assert choice(x, w, **change) == 'direct'
 
 
 def test_a_way_in_bfloat16_depends_on_the_processor_and_on_how_much_there_is_to_multiply():
-    def choice(batch, side, channels, speed, dtype=jnp.bfloat16):
+    def choice(batch, side, channels, speed, dtype=jnp.bfloat16, stride=1):
         x, w = (batch, side, side, channels), (3, 3, channels, channels)
-        return choose(x, w, (1, 1), 'SAME', (1, 1), 1, dtype, bfloat16_speed=speed)
+        return choose(x, w, (stride, stride), 'SAME', (1, 1), 1, dtype, bfloat16_speed=speed)
 
     assert choice(64, 48, 64, 2) == choice(64, 12, 256, 2) == 'winograd_rows'
     assert choice(2, 12, 256, 2) == choice(64, 48, 32, 2) == choice(64, 5, 64, 2) == 'bfloat16'
     assert choice(64, 48, 64, 8) == choice(64, 12, 256, 8) == 'bfloat16'
     assert choice(64, 48, 3, 2) == 'few_channels_weight_gradient'
+    assert choice(64, 48, 3, 2, stride=2) == 'few_channels'
     assert choice(64, 12, 256, 0) == choice(64, 48, 64, 8, jnp.float32) == 'winograd'
 
 

@@ -23,7 +23,7 @@ def run(path, x, w, g, stride, groups):
 
 
 @pytest.mark.parametrize(('side', 'stride'), [(3, 1), (3, 2), (5, 1), (5, 2), (3, 3), (1, 2)])
-@pytest.mark.parametrize(('batch', 'height', 'width', 'channels'), [(3, 7, 10, 4), (2, 1, 2, 3)])
+@pytest.mark.parametrize(('batch', 'height', 'width', 'channels'), [(3, 7, 10, 4), (2, 1, 2, 3), (2, 42, 3, 2)])
 def test_depthwise_is_exact_in_float64(float64, batch, height, width, channels, side, stride):
     x, w, g = depthwise_case(batch, height, width, channels, side, stride)
     assert_close(run('depthwise', x, w, g, stride, channels), run('direct', x, w, g, stride, channels), 1e-13)
@@ -66,7 +66,8 @@ def test_auto_takes_them_where_they_apply_and_nowhere_else():
 
     assert choice((5, 5, 1, 8), groups=8, strides=(2, 2)) == 'depthwise'
     assert choice((1, 1, 8, 12)) == 'pointwise'
-    for options in ({'strides': (1, 2)}, {'padding': 'VALID'}, {'dilation': (2, 2)}):
+    lower = {'strides': (2, 2), 'padding': 'SAME_LOWER'}
+    for options in ({'strides': (1, 2)}, {'padding': 'VALID'}, {'dilation': (2, 2)}, lower):
         assert choice((3, 3, 1, 8), groups=8, **options) == 'direct'
     assert choice((3, 3, 1, 16), groups=8) == choice((4, 4, 1, 8), groups=8) == 'direct'
     assert choice((1, 1, 8, 12), strides=(2, 2)) == choice((1, 1, 4, 8), groups=2) == 'direct'

@@ -71,6 +71,22 @@ def test_blocks_whose_last_convolution_is_zero_pass_their_input_on() -> None:
     np.testing.assert_allclose(logits, pooled.mean((1, 2)) @ last['kernel'] + last['bias'], rtol=1e-4, atol=1e-5)
 
 
+def test_a_shortcut_to_other_channels_follows_the_activation() -> None:
+    model = ResidualCNN(num_classes=3, widths=(6,), depth=1, stem=4, axis_name=None)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+    variables = model.init(jax.random.key(0), images, train=False)
+    params = variables['params']
+    changed = {name: jax.tree.map(np.zeros_like, params[name]) for name in ('Conv_2', 'Conv_3')}
+    changed['BatchNorm_1'] = params['BatchNorm_1'] | {'bias': np.full(4, -0.2, np.float32)}
+    logits = model.apply({**variables, 'params': params | changed}, images, train=False)
+    kernel, last = params['Conv_0']['kernel'], params['Dense_0']
+    features = jax.lax.conv_general_dilated(images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    pooled = np.maximum(features, 0).reshape(2, 4, 2, 4, 2, 4).mean((2, 4))
+    shortcut = np.maximum(pooled - 0.2, 0) @ params['Conv_1']['kernel'][0, 0]
+    expected = np.maximum(shortcut, 0).mean((1, 2)) @ last['kernel'] + last['bias']
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize('variant', ['vgg', 'residual', 'cpu'])
 def test_every_variant_builds_and_plain_differs_in_augmentation_alone(variant: str) -> None:
     config, plain = fer2013.get_config(variant), fer2013.get_config(f'{variant}-plain')

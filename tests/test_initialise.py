@@ -100,6 +100,27 @@ def test_a_source_that_fits_nowhere_or_is_none_is_refused(write, tmp_path):
         initialise(config(tmp_path / 'torn.safetensors'), MODEL, CLASSES)
 
 
+def test_statistics_without_a_parameter_are_no_weights(write):
+    with pytest.raises(UsageError, match='no parameter of'):
+        initialise(config(write(batch_stats__backbone__mean=np.ones(3))), MODEL, CLASSES)
+
+
+def test_as_many_models_give_each_its_own_weights(monkeypatch):
+    stacked, kernels = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), MODEL), np.stack([KERNEL, KERNEL + 1])
+    source = Source({'params.backbone.kernel': kernels}, members=2)
+    monkeypatch.setattr('common.training.initialise._source', lambda init_from: source)
+    variables, _ = initialise(config('runs/x'), stacked, CLASSES, members=2)
+    np.testing.assert_array_equal(variables['params']['backbone']['kernel'], kernels)
+
+
+def test_packaged_weights_leave_the_head_fresh_though_it_has_as_many_classes(monkeypatch):
+    arrays = {'params.backbone.kernel': KERNEL, 'params.classifier.bias': np.ones(7)}
+    monkeypatch.setitem(pretrained.PACKAGED, 'imagenet', lambda: arrays)
+    variables, match = initialise(config('imagenet'), MODEL, CLASSES, head=['params.classifier.bias'])
+    assert match.matched == ['params.backbone.kernel']
+    assert not variables['params']['classifier']['bias'].any()
+
+
 def test_every_member_of_an_ensemble_gets_the_same_weights(write):
     stacked = jax.tree.map(lambda leaf: np.stack([leaf, leaf + 1]), MODEL)
     path = write(params__backbone__kernel=KERNEL)

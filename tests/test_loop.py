@@ -1,5 +1,6 @@
 """The loop: resume is bit-exact, best and latest, early stopping, plateau, divergence, and what is recorded."""
 
+import errno
 import fcntl
 import itertools
 import json
@@ -9,6 +10,7 @@ import pathlib
 import resource
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ from common.checkpoint import Checkpoints
 from common.config import load_run
 from common.errors import TrainingDivergedError, UsageError, UserError
 from common.history import read_history
-from common.training.interruption import alone
+from common.training.interruption import alone, interruption
 from common.training.journal import Clock, Journal
 from common.training.loop import Outcome, train
 from common.training.plan import chunks
@@ -234,6 +236,45 @@ def test_the_handlers_of_signals_come_back(fit, tmp_path):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_a_second_ctrl_c_ends_at_once_and_nothing_else_does():
+    with interruption() as asked:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert asked == 2 * [signal.SIGTERM]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_training_may_run_in_another_thread():
+    def enter():
+        with interruption() as asked:
+            return asked
+
+    with ThreadPoolExecutor(1) as elsewhere:
+        assert elsewhere.submit(enter).result() == []
+
+
+def test_a_file_system_without_locks_stops_nothing(tmp_path, monkeypatch):
+    def flock(*arguments):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with alone(tmp_path / 'run'):
+        (tmp_path / 'run' / 'file').touch()
+    assert (tmp_path / 'run' / 'file').exists()
+
+
+def test_a_clock_that_runs_goes_on_when_it_is_resumed(monkeypatch):
+    now = iter((10.0, 12.0, 15.0))
+    monkeypatch.setattr(time, 'perf_counter', lambda: next(now))
+    clock = Clock(1.0)
+    clock.resume()
+    assert clock.seconds == 3.0
+    clock.resume()
+    clock.pause()
+    assert clock.seconds == 6.0
+
+
 def test_a_finished_run_only_says_so_when_started_again(fit, tmp_path):
     fit(tmp_path / 'run')
     text = (tmp_path / 'run' / 'metrics.jsonl').read_text()
@@ -339,6 +380,7 @@ def test_a_monitored_metric_that_is_undefined_ends_the_training_and_is_named(fit
 def test_a_run_that_has_learnt_nothing_yet_is_begun_anew_with_another_config(fit, tmp_path):
     with pytest.raises(TrainingDivergedError, match=r'set config\.optimizer\.gradient_clip$'):  # no checkpoint is left
         fit(tmp_path / 'run', optimizer__name='sgd', optimizer__learning_rate=1e30)
+    (tmp_path / 'run' / 'checkpoints' / '4.orbax-checkpoint-tmp-0').mkdir()  # of a save that a kill cut short
     _, outcome = fit(tmp_path / 'run', optimizer__name='sgd', optimizer__learning_rate=0.01)
     assert outcome.ended == 'complete'
     assert load_run(tmp_path / 'run').config.optimizer.learning_rate == 0.01

@@ -149,6 +149,7 @@ def test_bfloat16_stays_near_float32_and_keeps_parameter_dtype() -> None:
     rounded = value_and_gradients(LSTM(16, 2, dtype=jnp.bfloat16).apply, params, x, weights)
     assert rounded[0].dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded[1:])} == {jnp.dtype('float32')}
+    assert LSTM(16, 2).apply(params, x.astype(jnp.bfloat16)).dtype == jnp.float32  # unless it is asked for
     for actual, expected in zip(jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True):
         error = np.linalg.norm(np.float32(actual) - expected) / np.linalg.norm(expected)
         assert error < 0.01  # bfloat16 rounds by up to 0.004

@@ -176,3 +176,10 @@ def test_the_kernels_become_programs_for_a_gpu(members: int, batch: int) -> None
         program = jax.jit(jax.vmap(both)).trace(projected, kernel).lower(lowering_platforms=('cuda',)).as_text()
     assert program.count('triton') >= 2
     assert np.all([name in program for name in ('lstm_forward', 'lstm_backward')])
+
+
+def test_products_of_the_kernels_are_as_precise_as_jax_is_told() -> None:
+    a = jnp.ones((16, 16))
+    assert 'HIGHEST' not in str(jax.make_jaxpr(lambda a: lstm_kernel._dot(a, a))(a))
+    with jax.default_matmul_precision('highest'):
+        assert 'HIGHEST' in str(jax.make_jaxpr(lambda a: lstm_kernel._dot(a, a))(a))

@@ -129,6 +129,27 @@ def test_rounding_in_lower_precision_is_small(dtype, tolerance, pool):
     assert_close(((loss, (y, updates)), (params, dx)), expected, tolerance)
 
 
+@pytest.mark.parametrize('activation', ['relu', None])
+def test_sums_of_narrow_inputs_are_those_of_wide_ones(activation):
+    x, variables = draw((16, 8, 8, 16), jnp.float32)
+    x, variables = (x + 3).astype(jnp.bfloat16), jax.tree.map(lambda a: a.astype(jnp.float32), variables)
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
+
+    def run(x):
+        def loss(params, x):
+            model = Fused(activation=activation, dtype=x.dtype)
+            y, updates = model.apply({**variables, 'params': params}, x, mutable=['batch_stats'])
+            return jnp.sum(weights * y), (y, updates)
+
+        (_, (y, updates)), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables['params'], x)
+        return jax.tree.map(lambda a: np.asarray(a, np.float64), (updates, (y, gradients)))
+
+    (actual, narrow), (expected, wide) = run(x), run(x.astype(jnp.float32))
+    assert_close(actual, expected, 1e-5)
+    for one, other in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
+        assert np.linalg.norm(one - other) < 3.2e-3 * np.linalg.norm(other)  # rounding alone is 1.7e-3
+
+
 def test_a_variance_that_is_rounded_below_zero_passes_nothing_on():
     """Of numbers far from zero float32 loses the variance, forward as with Flax; then nothing may explode backward."""
     x = jnp.asarray(1e3 + np.random.default_rng(0).normal(size=(8, 8, 8, 4)), jnp.float32)

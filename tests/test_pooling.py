@@ -81,3 +81,9 @@ def test_means_and_their_gradients_are_those_of_flax(shape, dtype, tolerance):
     assert {a.dtype for a in actual} == {jnp.dtype(dtype)}
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), rtol=tolerance, atol=tolerance)
+
+
+def test_a_mean_of_narrow_numbers_is_rounded_once():
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(8, 16, 16, 8)) + 2, jnp.bfloat16)
+    expected = nn.avg_pool(x.astype(jnp.float32), *WINDOWS).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(average_pool(x), expected)

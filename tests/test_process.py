@@ -57,6 +57,9 @@ def test_on_nvidia_gpus_loops_become_graphs_beside_what_the_user_has_set(capable
     assert process.wanted({**platforms, 'XLA_FLAGS': '--xla_gpu_enable_command_buffer='}) == {}
     assert process.wanted({**platforms, process.SWITCH: 'off'}) == {}
     assert process.wanted({'JAX_PLATFORMS': 'cpu'}) == {'GLIBC_TUNABLES': process.TUNABLES}
+    assert process.wanted({'JAX_PLATFORMS': 'cpu,cuda'}) == {}
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: name in ('jax_plugins', 'jax_plugins.xla_cuda12'))
+    assert process.wanted(platforms) == {'XLA_FLAGS': process.GRAPHS}
 
 
 def test_xla_knows_the_flag():
@@ -69,8 +72,9 @@ def test_xla_knows_the_flag():
 
 
 def test_other_systems_and_plugins_leave_the_process_as_it_is(capable, monkeypatch):
-    monkeypatch.setattr('importlib.util.find_spec', lambda name: name == 'jax_plugins')
-    assert process.wanted({}) == {}
+    for plugin in ('jax_plugins', 'libtpu'):
+        monkeypatch.setattr('importlib.util.find_spec', lambda name, plugin=plugin: name == plugin)
+        assert process.wanted({}) == {}
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     for version in ('musl 1.2', '', None):
         monkeypatch.setattr(os, 'confstr', lambda name, version=version: version)

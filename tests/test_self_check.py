@@ -5,6 +5,7 @@ import json
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 import pytest
 from jax import lax
@@ -67,6 +68,18 @@ def test_every_way_passes_its_check(way, dtype):
     assert 0 < self_check.distance(layer, way) < self_check.TOLERANCE[dtype] / 3
 
 
+@pytest.mark.parametrize(
+    ('layer', 'way', 'most'),
+    [
+        (Layer((4, 20, 20, 14), (5, 5, 1, 14), 'bfloat16'), 'depthwise', 2.2e-3),
+        (Layer((64, 20, 20, 16), (1, 1, 16, 5), 'bfloat16'), 'pointwise', 2.2e-3),
+        (Layer((3, 9, 8, 3), (3, 3, 3, 5), 'bfloat16'), 'few_channels', 4e-3),
+    ],
+)
+def test_sums_of_narrow_numbers_are_rounded_once(layer, way, most):
+    assert self_check.distance(layer, way) < most
+
+
 @pytest.mark.parametrize(('layer', 'way'), [(DEPTHWISE, 'depthwise'), (POINTWISE, 'pointwise'), (STEM, 'few_channels')])
 @pytest.mark.parametrize('error', [1.0, 1.2])
 def test_ways_of_other_kinds_are_checked_too(monkeypatch, tmp_path, layer, way, error):
@@ -87,18 +100,38 @@ def test_the_last_channel_of_a_depthwise_convolution_is_among_those_compared(mon
 
 
 @pytest.mark.parametrize('wrong', ['forward', 'input_gradient', 'weight_gradient'])
-@pytest.mark.parametrize('error', [1.2, jnp.nan])
+@pytest.mark.parametrize('error', [1.01, jnp.nan])
 def test_a_way_with_other_numbers_falls_back_with_a_warning(monkeypatch, tmp_path, wrong, error):
     right = getattr(WAYS['winograd'], wrong)
     broken = WAYS['winograd']._replace(**{wrong: lambda a, b: right(a, b) * error})
     monkeypatch.setitem(conv.WAYS, 'winograd', broken)
     with pytest.warns(UserWarning, match='2x8x8x4 \\* 3x3x4x4 float32 winograd gives other numbers'):
         assert self_check.check({LAYER: 'winograd'}, tmp_path) == {str(LAYER): 'direct'}
-    settle({str(LAYER): 'direct'})
-    assert traced(LAYER.x_shape, LAYER.w_shape) == {LAYER: 'direct'}
+    assert traced(LAYER.x_shape, LAYER.w_shape) == {LAYER: 'direct'}  # settled
     monkeypatch.undo()
     with pytest.warns(UserWarning, match='gives other numbers'):  # what was found is kept
         assert self_check.check({LAYER: 'winograd'}, tmp_path) == {str(LAYER): 'direct'}
+
+
+def test_in_bfloat16_an_error_of_a_tenth_is_noticed(monkeypatch, tmp_path):
+    right, layer = WAYS['winograd'].forward, LAYER._replace(dtype='bfloat16')
+    monkeypatch.setitem(conv.WAYS, 'winograd', WAYS['winograd']._replace(forward=lambda x, w: 1.1 * right(x, w)))
+    with pytest.warns(UserWarning, match='gives other numbers'):
+        assert self_check.check({layer: 'winograd'}, tmp_path) == {str(layer): 'direct'}
+
+
+def test_what_is_checked_is_compiled_as_in_training(monkeypatch):
+    given = []
+    monkeypatch.setattr(bfloat16, 'compiler_options', lambda program: given.append(program) or {})
+    self_check.distance(LAYER, 'winograd')
+    assert len(given) == 1
+
+
+@pytest.mark.parametrize(('precision', 'path'), [('bfloat16', 'direct'), ('float32', 'auto'), ('bfloat16', 'auto')])
+def test_options_are_for_bfloat16_on_the_paths_that_take_it(monkeypatch, precision, path):
+    monkeypatch.setattr(bfloat16, 'speed', lambda: 2)
+    expected = bfloat16.compiler_options if (precision, path) == ('bfloat16', 'auto') else None
+    assert bfloat16.options(precision, path) is expected
 
 
 def test_a_cache_that_is_damaged_or_cannot_be_written_stops_nothing(tmp_path):
@@ -117,10 +150,16 @@ def test_what_was_found_is_not_measured_again(monkeypatch, tmp_path):
     assert list(json.loads(file.read_text())) == [f'{LAYER} winograd']
     monkeypatch.setattr(self_check, 'distance', None)
     self_check.check(layers, tmp_path)
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(self_check, 'processor', lambda: {'model': 'another'})
-        with pytest.raises(TypeError):
-            self_check.check(layers, tmp_path)
+    (tmp_path / 'conv.py').write_text('another source')
+    for place, name, other in (
+        (self_check, 'processor', lambda: {'model': 'another'}),
+        (jaxlib.version, '__version__', 'another'),
+        (conv, '__file__', str(tmp_path / 'conv.py')),
+    ):
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(place, name, other)
+            with pytest.raises(TypeError):
+                self_check.check(layers, tmp_path)
     monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_prefer_vector_width=128')  # makes another program
     with pytest.raises(TypeError):
         self_check.check(layers, tmp_path)

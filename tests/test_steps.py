@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from common.data.augment import example_keys
 from common.data.dataset import Dataset, Split
 from common.data.transport import Transport
+from common.errors import UsageError
 from common.evaluation.evaluate import Evaluator
 from common.runtime import DataParallel
 from common.training.plan import chunks
@@ -269,6 +270,11 @@ def test_an_ensemble_equals_its_seeds_trained_alone(toy_data):
         assert_close(member(together, number), alone, 1e-5)
         assert_close(member(jax.tree.map(np.transpose, metrics), number), own, 1e-5)
     assert together.step.tolist() == [6, 6, 6]
+
+
+def test_an_ensemble_of_models_by_group_is_refused(toy_data):
+    with pytest.raises(UsageError, match='cannot be had together; set ensemble to 1'):
+        toy(toy_data, 2, ensemble=2, dataset__by_group=True)
 
 
 def test_models_by_group_equal_each_trained_alone(toy_data):

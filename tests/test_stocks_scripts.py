@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from common.processor import cores
+from common.training.loop import Outcome, Progress
 from tests.conftest import start_script
 
 SMALL = (
@@ -75,14 +76,21 @@ def test_a_training_divides_the_cpu_by_itself_and_so_does_walking_forward(script
         assert len(devices) == min(cores(), 2)  # 16 of 32 rows each
 
 
-def test_walking_forward_trains_and_judges_every_period(script, folders):
+def test_walking_forward_trains_and_judges_every_period(script, folders, monkeypatch):
     data, runs = folders
     run = runs / 'walked'
     flags = ['--config=stocks/configs/demo.py:returns', *SMALL, f'--data_dir={data}', f'--workdir={run}']
     assert script('train', *flags).status == 0
     ended = script('evaluate', f'--workdir={run}', '--walk_forward=2', '--split=test')
     assert (ended.status, 'without --split' in ended.stderr) == (2, True)
-    ended = script('evaluate', f'--workdir={run}', '--walk_forward=2')
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr('common.training.folds.train', lambda *_: Outcome('interrupted', 1, Progress(), 130))
+        ended = script('evaluate', f'--workdir={run}', '--walk_forward=2')
+        assert 'interrupted in period 1 of 2; the same command goes on from there' in ended.stderr
+    assert not (run / 'walk_forward' / '1-of-2' / 'evaluation').exists()
+    record = json.loads((run / 'config.json').read_text())
+    (run / 'config.json').write_text(json.dumps(record | {'data_dir': str(runs / 'moved')}))
+    ended = script('evaluate', f'--workdir={run}', '--walk_forward=2', f'--data_dir={data}')
     assert ended.status == 0, ended.stderr
     periods = json.loads((run / 'walk_forward/metrics.json').read_text())
     assert len(periods) == 2

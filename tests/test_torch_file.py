@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
+from common.nn import torch_file
 from common.nn.torch_file import MAGIC, read_tensors
 
 TENSORS = pathlib.Path(__file__).parent / 'fixtures' / 'tensors_old.pth'  # by PyTorch 2.13.0, in its old format
@@ -44,9 +45,9 @@ class Calls:
         return self.call
 
 
-def write(path, content):
+def write(path, content, little_endian=True):
     """The pickle `content` where PyTorch's own tensors by name would be."""
-    header = [pickle.dumps(part, protocol=2) for part in (MAGIC, 1001, {'little_endian': True})]
+    header = [pickle.dumps(part, protocol=2) for part in (MAGIC, 1001, {'little_endian': little_endian})]
     path.write_bytes(b''.join([*header, content, pickle.dumps([], protocol=2)]))
     return path
 
@@ -82,6 +83,20 @@ def test_a_tensor_may_not_reach_outside_of_its_storage(tmp_path):
     (tmp_path / 'model.pth').write_bytes(stretched)
     with pytest.raises(DataError, match="'turned' reaches outside of its storage"):
         read_tensors(tmp_path / 'model.pth')
+
+
+def test_numbers_in_the_other_order_of_bytes_are_refused(tmp_path):
+    with pytest.raises(DataError, match='begin with their highest byte'):
+        read_tensors(write(tmp_path / 'model.pth', pickle.dumps({}, protocol=2), little_endian=False))
+
+
+@pytest.mark.parametrize(
+    ('offset', 'shape', 'strides'), [(-1, (2,), (1,)), (3, (3,), (-1,)), (0, (9, 9), (0, 0)), (2, (3,), (1,))]
+)
+def test_a_view_is_no_larger_than_its_storage_and_inside(offset, shape, strides):
+    view = torch_file._View(torch_file._Storage('0', np.dtype(np.float32), 4), offset, shape, strides)
+    with pytest.raises(ValueError, match="tensor 'w' reaches outside"):
+        view.cut(np.arange(4, dtype=np.float32), 'w')
 
 
 def test_damaged_and_other_files_are_told(tmp_path):
