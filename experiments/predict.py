@@ -62,7 +62,14 @@ def _inputs(runs: Sequence[Run], paths: Sequence[pathlib.Path]) -> list[Split]:
     """The files as the model of each run wants them; read once for runs that differ in nothing but their seed."""
     recipes = [json.dumps([{**plain(run.record.config), 'seed': None}, run.record.info]) for run in runs]
     read = {recipe: run.task.read_inputs(paths) for recipe, run in dict(zip(recipes, runs, strict=True)).items()}
-    return [read[recipe] for recipe in recipes]
+    splits = [read[recipe] for recipe in recipes]
+    for run, split in zip(runs, splits, strict=True):
+        if not split.records.equals(splits[0].records):
+            raise UsageError(
+                f'--workdir: {run.workdir} and {runs[0].workdir} cannot be averaged, they leave out other parts of '
+                f'--inputs ({len(split)} and {len(splits[0])} are left). Give inputs of which both can say something.'
+            )
+    return splits
 
 
 def _check_writable(output: pathlib.Path) -> None:

@@ -62,6 +62,22 @@ def test_demo_prices_are_trained_judged_and_forecast(script, folders, tmp_path, 
     assert pd.read_csv(tmp_path / 'next.csv')['ticker'].tolist() == ['IBM']
 
 
+def test_runs_that_forecast_other_tickers_are_not_averaged(script, folders, tmp_path):
+    for own in (False, True):
+        one = ('--config.dataset.tickers=IBM', f'--config.per_ticker={own}')
+        flags = ['--config=stocks/configs/demo.py:returns', *SMALL, f'--data_dir={folders[0]}']
+        assert script('train', *flags, *one, f'--workdir={tmp_path}/{own}').status == 0
+    for ticker in ('IBM', 'NEW'):
+        days, close = pd.bdate_range('2013-03-04', periods=12), 200 + np.arange(12.0)
+        prices = {'Date': days, 'Open': close, 'High': close + 1, 'Low': close - 1, 'Close': close, 'Volume': 1e6}
+        pd.DataFrame(prices).to_csv(tmp_path / f'{ticker}.csv', index=False)
+    predict = ('predict', f'--workdir={tmp_path}/False,{tmp_path}/True', f'--output={tmp_path}/next.csv')
+    assert script(*predict, f'--inputs={tmp_path}/IBM.csv').status == 0
+    ended = script(*predict, f'--inputs={tmp_path}/IBM.csv,{tmp_path}/NEW.csv')
+    assert ended.status == 2
+    assert f'{tmp_path}/True and {tmp_path}/False cannot be averaged' in ended.stderr
+
+
 def test_a_training_divides_the_cpu_by_itself_and_so_does_walking_forward(script, folders, tmp_path):
     data, _ = folders
     flags = ['--config=stocks/configs/demo.py', *SMALL, f'--data_dir={data}', f'--workdir={tmp_path}/run']
