@@ -347,6 +347,15 @@ def test_lambda_follows_beta():
     assert abs(np.corrcoef(own[::2], own[1::2])[0, 1]) < 0.1  # each member of a pair draws for itself
 
 
+def test_mixing_draws_other_numbers_than_augmentation():
+    labels = np.eye(2, dtype=np.float32)[[0, 1] * 1000]
+    _, mixed_labels = run_mix(np.zeros((2000, 1), np.float32), labels, keys_for(2000), {'mixup': 1.0})
+    ramp = np.broadcast_to(np.arange(0, 256, 8, dtype=np.uint8)[:, None], (2000, 4, 32, 1))
+    zoomed = run(ramp, keys_for(2000), {'zoom': (1.0, 2.0)})
+    slopes = zoomed[:, 2, 20, 0] - zoomed[:, 2, 10, 0]
+    assert abs(np.corrcoef((mixed_labels * labels).sum(1), slopes)[0, 1]) < 0.1
+
+
 def test_the_partner_is_the_neighbour_within_the_pair():
     inputs = np.float32(2.0 ** np.arange(8))[:, None]
     labels = np.eye(8, dtype=np.float32)

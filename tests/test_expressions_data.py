@@ -208,6 +208,13 @@ def test_among_the_tables_of_the_competition_the_one_with_all_columns_is_read(tm
         prepare(folder, tmp_path / 'data')
 
 
+def test_a_table_of_ones_own_does_not_stand_in_for_that_of_fer2013(tmp_path: pathlib.Path) -> None:
+    folder = write_table(tmp_path / 'table', draw_rows())
+    lines = (folder / 'fer2013.csv').read_text().splitlines()
+    (folder / 'cleaned.csv').write_text('\n'.join(lines[:20]))
+    assert len(prepare(folder, tmp_path / 'data').splits['train']) == 14
+
+
 def test_a_table_of_something_else_beside_folders_is_passed_over(tmp_path: pathlib.Path) -> None:
     folder = write_folders(tmp_path / 'folders', draw_rows())
     (folder / 'labels.csv').write_text('image,label\n')
@@ -262,6 +269,19 @@ def test_votes_become_soft_targets_and_the_label_stands_in_where_there_are_none(
     in_their_order = [5, 6, 7, 2, 4, 3, 1]
     np.testing.assert_allclose(split.columns['votes'][0], np.array(in_their_order) / sum(in_their_order), rtol=1e-6)
     np.testing.assert_array_equal(split.columns['votes'][1:], np.eye(7)[split.columns['label'][1:]])
+
+
+def test_names_and_votes_go_by_the_row_where_a_bad_one_is_left_out(tmp_path: pathlib.Path) -> None:
+    rows = draw_rows()
+    folder = write_table(tmp_path / 'table', rows)
+    lines = (folder / 'fer2013.csv').read_text().split('\n')
+    (folder / 'fer2013.csv').write_text('\n'.join([lines[0], lines[1].replace('0,', '7,', 1), *lines[2:]]))
+    write_votes(folder, rows, [[number] * 10 for number in range(len(rows))])
+    config = config_of()
+    prepare_images(SOURCES['fer2013'], config.dataset, folder, tmp_path / 'data', skip_bad=True)
+    records = load_images(config.dataset, tmp_path / 'data').splits['train'].records
+    assert len(records) == 13
+    assert (records['name'] == [f'fer{votes:07d}' for votes in records['votes_angry']]).all()
 
 
 def test_soft_targets_are_what_the_loss_compares_with(tmp_path: pathlib.Path) -> None:

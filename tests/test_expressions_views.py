@@ -140,6 +140,7 @@ def test_averaged_figures_stand_beside_the_plain_ones(trained: Trained, tmp_path
     for figures in (plain, averaged):
         low, high = figures['intervals_95']['accuracy']
         assert f'<td>{figures["accuracy"]:.3f} ({low:.3f} to {high:.3f})</td>' in page
+        assert f'{figures["accuracy"]:.4f}  [{low:.4f}, {high:.4f}]' in ended.stdout
 
 
 def test_what_is_fitted_for_views_is_fitted_on_views_of_the_validation_split(

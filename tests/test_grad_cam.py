@@ -84,3 +84,5 @@ def test_an_image_is_explained_alike_alone_and_among_others(trained: Trained):
     np.testing.assert_allclose(alone[0], together[0][1], atol=1e-5)
     (other,) = explain(run, split, {}, np.array([0]), CLASSES[:1])
     assert np.abs(other - alone).max() > 0.01
+    inputs = run.task.preprocess({'image': split.columns['image'][[3, 0, 5]]}, {}, None)['inputs']
+    np.testing.assert_allclose(together[0], grad_cam(run.model, run.variables, inputs, CLASSES[:3]), atol=1e-5)

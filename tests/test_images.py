@@ -55,6 +55,16 @@ def test_reduced_jpeg_decoding_stays_faithful(scale):
     assert difference(decode_image(jpeg, decoding(), 'x.jpg'), np.asarray(full)) < 5
 
 
+def test_reduced_jpeg_decoding_stays_faithful_to_images_that_lie_on_their_side():
+    noise = np.random.default_rng(0).integers(0, 256, (8, 64, 3), dtype=np.uint8)
+    upright = Image.fromarray(noise).resize((128, 512), Image.Resampling.BICUBIC)  # twice the final width
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    jpeg = encode(upright.transpose(Image.Transpose.ROTATE_90), 'JPEG', quality=95, exif=exif)
+    full = Image.open(io.BytesIO(jpeg)).transpose(Image.Transpose.ROTATE_270).resize((64, 8), Image.Resampling.BICUBIC)
+    assert difference(decode_image(jpeg, decoding(height=8, width=64), 'x.jpg'), np.asarray(full)) < 5
+
+
 @pytest.mark.parametrize(
     ('mode', 'kind'),
     [('RGB', 'PNG'), ('RGB', 'JPEG'), ('RGBA', 'PNG'), ('CMYK', 'JPEG'), ('P', 'PNG'), ('L', 'PNG'), ('LA', 'PNG')],
@@ -68,6 +78,12 @@ def test_every_mode_becomes_rgb_or_grey(mode, kind):
     assert difference(decode_image(encoded, decoding(channels=1), 'x')[..., 0], grey) < 4
     expected = grey[..., None] if mode in ('L', 'LA') else colour
     assert difference(decode_image(encoded, decoding(), 'x'), expected) < 8
+
+
+def test_transparency_is_dropped_whatever_it_hides():
+    opacity = np.linspace(0, 255, 120 * 160).reshape(120, 160, 1).astype(np.uint8)
+    hidden = decode_image(encode(np.concatenate([picture(), opacity], axis=-1)), decoding(), 'x')
+    np.testing.assert_array_equal(hidden, decode_image(encode(picture()), decoding(), 'x'))
 
 
 def test_sixteen_bit_grey_keeps_its_upper_byte():

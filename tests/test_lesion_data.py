@@ -211,6 +211,13 @@ def test_official_splits_stand_and_unlabelled_images_are_left_out(challenge, tmp
     assert not audit['images_without_row'].items
 
 
+def test_the_name_of_a_table_gives_the_split_and_not_that_of_its_folder(challenge, tmp_path):
+    write_part(challenge, 'Validation', 6, first=100)
+    truth_of(challenge, 'Validation').parent.rename(challenge / 'all that is for training')
+    records = prepared_2018(challenge, tmp_path)[1]
+    assert (records.split[60:] == 'validation').all()
+
+
 def test_2019_brings_facts_and_classes_that_no_training_image_has(tmp_path):
     raw, columns = tmp_path / 'raw', ('MEL', 'NV', 'SCC', 'UNK')
     labels = {f'ISIC_{number:04d}': columns[number % 3] for number in range(30)}

@@ -152,3 +152,11 @@ def test_reliability_diagram_draws_the_curve_and_its_error():
     np.testing.assert_array_equal(top.lines[1].get_xydata(), np.stack([curve.confidence, curve.accuracy], 1))
     assert sum(bar.get_height() for bar in bottom.patches) == pytest.approx(1)
     assert top.get_legend().get_texts()[0].get_text().startswith('Model, calibration error 0.')
+
+    after = reliability_curve(probabilities**2 / (probabilities**2).sum(1, keepdims=True), labels)
+    drawn = plots.reliability_diagram(curve, after).axes[0]
+    assert [text.get_text() for text in drawn.get_legend().get_texts()] == [
+        f'Before calibration, calibration error {curve.error:.3f}',
+        f'After calibration, calibration error {after.error:.3f}',
+    ]
+    assert f'{curve.error:.3f}' != f'{after.error:.3f}'

@@ -115,6 +115,14 @@ def test_zip_and_folder_prepare_the_same(raw, tmp_path):
     assert a.read_bytes() == b.read_bytes()
 
 
+def test_the_order_of_the_rows_in_the_table_changes_nothing(raw, tmp_path):
+    prepare_images(HAM10000, config(), raw, tmp_path / 'a')
+    edit_table(raw, lambda table: table.sample(frac=1.0, random_state=0))
+    prepare_images(HAM10000, config(), raw, tmp_path / 'b')
+    a, b = (prepared_path(config(), tmp_path / name) / 'records.csv' for name in 'ab')
+    assert a.read_bytes() == b.read_bytes()
+
+
 def test_original_bytes_and_facts_are_in_the_records(raw, tmp_path):
     import tensorflow_datasets as tfds
 
@@ -320,6 +328,17 @@ def test_blanks_around_the_name_of_a_class_folder_are_no_part_of_the_class(tmp_p
     records = all_records(dataset).set_index('name')
     assert records.label['Train/cat /0.jpg'] == records.label['Test/cat/0.jpg'] == 0
     assert records.label['Test/ dog/0.jpg'] == 1
+
+
+def test_a_class_may_be_called_none(tmp_path):
+    for number in range(20):
+        folder = tmp_path / 'raw' / ('None', 'mole')[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f'{number}.png').write_bytes(encoded(number, 'PNG'))
+    prepare_images(FOLDERS, config(), tmp_path / 'raw', tmp_path / 'data')
+    dataset = load_images(config(), tmp_path / 'data')
+    assert dataset.info['class_names'] == ['None', 'mole']
+    assert np.bincount(dataset.splits['train'].columns['label']).tolist() == [6, 6]
 
 
 def test_blanks_around_the_name_of_a_class_do_no_harm_whoever_reads_it(tmp_path):

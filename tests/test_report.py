@@ -21,13 +21,15 @@ from common.data.dataset import Split
 from common.errors import UsageError
 from common.evaluation import plots
 from common.evaluation.calibration import conformal_threshold, fit_temperature
+from common.evaluation.judge import _check_same_examples
 from common.evaluation.metrics import bootstrap_intervals
 from common.evaluation.paired import paired_differences
+from common.evaluation.predict import explain
 from common.evaluation.report import measures
 from common.evaluation.report.classification import classification_report
 from common.evaluation.report.gallery import cards, overlay, right_and_wrong
 from common.evaluation.report.page import label, threshold_text, write_page
-from common.evaluation.report.run import run_section
+from common.evaluation.report.run import averaged_section, run_section
 from common.evaluation.restore import restore
 from common.findings import Card, Evidence, Gallery, Report, Section, Table
 from common.history import read_history
@@ -407,8 +409,10 @@ def test_evaluation_writes_the_same_report_twice_and_averages_runs(script, train
         titles
     )
 
-    ended = script('evaluate', f'--workdir={first},{second}')
+    with mock.patch('common.evaluation.judge.explain', wraps=explain) as explained:
+        ended = script('evaluate', f'--workdir={first},{second}')
     assert ended.status == 0, ended.stderr
+    assert {call.args[0].workdir for call in explained.call_args_list} == {first, second}
     together = first / 'evaluation/test-ensemble-of-2'
     assert str(together) in ended.stdout
     averaged = pd.read_csv(together / 'predictions.csv')
@@ -428,18 +432,20 @@ def test_evaluation_writes_the_same_report_twice_and_averages_runs(script, train
 
 
 def test_two_runs_are_compared_on_the_same_examples(script, runs):
-    figures = []
+    plain = []
     for run in runs:
-        assert script('evaluate', f'--workdir={run}').status == 0
-        figures.append(json.loads((run / 'evaluation/test/metrics.json').read_text()))
-    ended = script('evaluate', f'--workdir={runs[0]}', f'--against={runs[1]}')
-    assert ended.status == 0, ended.stderr
-    title, *lines = ended.stdout.splitlines()
-    assert str(runs[1]) in title
-    assert {line.split()[0] for line in lines} == set(figures[0]['intervals_95'])
-    for name, difference, low, high in (re.sub(r'[\[\],]', '', line).split() for line in lines):
-        assert float(difference) == pytest.approx(figures[0][name] - figures[1][name], abs=6e-5)
-        assert float(low) <= float(high)
+        assert script('evaluate', f'--workdir={run}', '--views=flip').status == 0
+        plain.append(json.loads((run / 'evaluation/test/metrics.json').read_text()))
+    averaged = [figures['test_time_augmentation'] for figures in plain]
+    for figures, more in ((averaged, ['--views=flip']), (plain, [])):
+        ended = script('evaluate', f'--workdir={runs[0]}', f'--against={runs[1]}', *more)
+        assert ended.status == 0, ended.stderr
+        title, *lines = ended.stdout.splitlines()
+        assert str(runs[1]) in title
+        assert {line.split()[0] for line in lines} == set(figures[0]['intervals_95'])
+        for name, difference, low, high in (re.sub(r'[\[\],]', '', line).split() for line in lines):
+            assert float(difference) == pytest.approx(figures[0][name] - figures[1][name], abs=6e-5)
+            assert float(low) <= float(high)
     ended = script('evaluate', f'--workdir={runs[0]}', f'--against={runs[0]}')
     assert ended.stdout.count('+0.0000  [+0.0000, +0.0000]') == len(lines)
 
@@ -459,6 +465,15 @@ def test_differences_are_of_whole_groups(trained):
     found = task.differences(({'logits': logits}, split), ({'logits': logits[::-1]}, split))
     sides = (softmax(logits, axis=1), softmax(logits[::-1], axis=1))
     assert found == paired_differences(*sides, split.columns['label'], groups)
+
+
+def test_figures_averaged_over_views_stand_right_of_the_plain_ones():
+    plain, averaged = (
+        Report(metrics={'accuracy': value, 'intervals_95': {'accuracy': [value - 0.1, value + 0.1]}})
+        for value in (0.6, 0.7)
+    )
+    (table,) = averaged_section('flip', plain, averaged).parts
+    assert table.rows == [('Accuracy', '0.600 (0.500 to 0.700)', '0.700 (0.600 to 0.800)')]
 
 
 def test_learning_curves_say_where_training_and_validation_cannot_be_compared(trained):
@@ -492,6 +507,20 @@ def changed(run: pathlib.Path, copy: pathlib.Path, change) -> pathlib.Path:
     return copy
 
 
+def test_files_are_read_for_every_run_of_an_ensemble_as_it_was_trained(script, trained, tmp_path):
+    def crop(record):
+        record['config']['dataset']['resize'] = 'crop'
+
+    other, said = changed(trained.workdir, tmp_path / 'other', crop), []
+    for workdir in (trained.workdir, other, f'{trained.workdir},{other}'):
+        output = tmp_path / 'out.csv'
+        ended = script('predict', f'--workdir={workdir}', f'--inputs={trained.raw_dir}/*/*0.jpg', f'--output={output}')
+        assert ended.status == 0, ended.stderr
+        said.append(pd.read_csv(output).iloc[:, 3:].to_numpy())
+    assert np.abs(said[0] - said[1]).max() > 1e-3
+    np.testing.assert_allclose(said[2], np.mean(said[:2], axis=0), atol=1e-6)
+
+
 def test_runs_of_other_classes_or_another_split_are_not_averaged(script, trained, tmp_path):
     def rename(record):
         record['info']['class_names'][0] = 'wart'
@@ -516,6 +545,15 @@ def test_runs_of_other_classes_or_another_split_are_not_averaged(script, trained
     ended = script('evaluate', f'--workdir={trained.workdir},{other}')
     assert ended.status == 2
     assert 'splits differ in their examples' in ended.stderr
+
+
+def test_runs_that_share_the_test_split_alone_are_not_averaged(trained):
+    run = restore(trained.workdir)
+    splits = Lesion.load(run.record.config, trained.data_dir).splits
+    for name, split in splits.items():
+        other = dataclasses.replace(split, records=split.records.iloc[::-1].reset_index(drop=True))
+        with pytest.raises(UsageError, match=f'their {name} splits differ'):
+            _check_same_examples(splits, {**splits, name: other}, run, run)
 
 
 def test_walking_forward_takes_one_run(script, trained):

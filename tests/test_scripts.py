@@ -394,6 +394,11 @@ def test_bad_raw_files_are_refused_and_named(script, raw, tmp_path, damage, word
         assert 'images: 83' in skipping.stdout
 
 
+def test_raw_files_that_a_flag_names_take_the_place_of_those_of_the_config(script, raw, tmp_path):
+    flags = (f'--config.dataset.raw_dir={raw}', f'--raw_dir={tmp_path}/nowhere', f'--data_dir={tmp_path}/data')
+    assert_refused(script('prepare', PREPARE, *flags), 1, f'There is no {tmp_path}/nowhere')
+
+
 def test_a_second_prepare_says_that_it_has_nothing_to_do(script, raw, tmp_path):
     arguments = (PREPARE, f'--raw_dir={raw}', f'--data_dir={tmp_path}/data')
     assert 'unchanged' not in script('prepare', *arguments).stdout
@@ -580,6 +585,9 @@ def test_an_unknown_split_checkpoint_or_data_folder_is_refused(script, run, tmp_
     assert_refused(script('evaluate', '--workdir='), 2, '--workdir is empty')
     assert_refused(script(*evaluate, '--split=nope'), 2, '--split=nope', 'train, validation, test')
     assert_refused(script(*evaluate, '--checkpoint=7'), 1, "no checkpoint '7'", 'there are: best, latest', '40')
+    assert_refused(script(*evaluate, f'--against={run}', '--checkpoint=7'), 1, "no checkpoint '7'")
+    predict = ('predict', f'--workdir={run}', f'--inputs={tmp_path}', f'--output={tmp_path}/out.csv')
+    assert_refused(script(*predict, '--checkpoint=7'), 1, "no checkpoint '7'")
     assert_refused(script(*evaluate, f'--data_dir={tmp_path}'), 1, f'not prepared in {tmp_path}')
 
 

@@ -425,6 +425,15 @@ def test_runs_of_other_windows_and_targets_are_not_averaged(prepared, change):
     assert here.meaning() != there.meaning()
 
 
+def test_runs_of_other_quantiles_are_not_averaged(prepared):
+    meanings = []
+    for quantiles in ((0.1, 0.5, 0.9), (0.25, 0.5, 0.75)):
+        config = config_of()
+        config.loss.name, config.loss.quantiles = 'quantile', quantiles
+        meanings.append(Stocks(config, Stocks.load(config, prepared).info).meaning())
+    assert meanings[0] != meanings[1]
+
+
 def test_walk_forward_gives_one_config_a_fold(prepared):
     config = config_of(split_fractions=(0.5, 0.2, 0.3))
     folds = Stocks.walk_forward(config, prepared, 2)
