@@ -40,6 +40,7 @@ def test_a_containers_share_of_time_counts_where_it_is_less(monkeypatch, tmp_pat
     assert module.cores() == 64
     quota.write_text('250000\n')
     assert module.cores() == 3
+    quota.unlink()
     (tmp_path / 'cpu.max').write_text('max 100000\n')
     assert module.cores() == 64
     (tmp_path / 'cpu.max').write_text('200000 100000\n')
@@ -73,3 +74,22 @@ def test_a_containers_limit_counts_where_it_is_lower(monkeypatch, tmp_path):
     (tmp_path / 'memory').mkdir()
     (tmp_path / 'memory' / 'memory.limit_in_bytes').write_text('4096\n')
     assert module.memory() == 4096
+
+
+def test_the_limits_of_a_job_within_the_system_count(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, '_CONTAINER', tmp_path)
+    monkeypatch.setattr(module, '_GROUPS', tmp_path / 'groups')
+    monkeypatch.setattr(module.os, 'sched_getaffinity', lambda process: set(range(64)))
+    step, job = tmp_path / 'slurm' / 'job_7' / 'step_0', tmp_path / 'slurm' / 'job_7'
+    step.mkdir(parents=True)
+    (tmp_path / 'groups').write_text('3:cpuset:/elsewhere\n0::/slurm/job_7/step_0\n')
+    (step / 'memory.max').write_text('max\n')
+    (step / 'cpu.max').write_text('800000 100000\n')
+    (job / 'memory.max').write_text(f'{2**29}\n')
+    (job / 'cpu.max').write_text('1200000 100000\n')
+    assert (module.memory(), module.cores()) == (2**29, 8)
+    old = tmp_path / 'memory' / 'job'
+    old.mkdir(parents=True)
+    (old / 'memory.limit_in_bytes').write_text('4096\n')
+    (tmp_path / 'groups').write_text('5:cpu,memory:/job\n')  # of cgroup 1
+    assert (module.memory(), module.cores()) == (4096, 64)
