@@ -57,32 +57,34 @@ def test_residual_network_has_the_parameters_that_its_widths_and_depth_say() -> 
     assert count(params) == expected
 
 
-def test_blocks_whose_last_convolution_is_zero_pass_their_input_on() -> None:
-    model = ResidualCNN(num_classes=3, widths=(4,), depth=2, stem=4, axis_name=None)
+def stem_of(model: ResidualCNN) -> tuple[Tree, np.ndarray, np.ndarray]:
+    """Drawn variables and images, and what the stem makes of these: activated, not yet normalised, pooled by four."""
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
     variables = model.init(jax.random.key(0), images, train=False)
+    kernel, axes = variables['params']['Conv_0']['kernel'], ('NHWC', 'HWIO', 'NHWC')
+    features = np.maximum(jax.lax.conv_general_dilated(images, kernel, (1, 1), 'SAME', dimension_numbers=axes), 0)
+    return variables, images, features.reshape(2, 4, 2, 4, 2, 4).mean((2, 4))
+
+
+def test_blocks_whose_last_convolution_is_zero_pass_their_input_on() -> None:
+    model = ResidualCNN(num_classes=3, widths=(4,), depth=2, stem=4, axis_name=None)
+    variables, images, pooled = stem_of(model)
     params = variables['params']
     zeros = {name: jax.tree.map(np.zeros_like, params[name]) for name in ('Conv_2', 'Conv_4')}
     logits = model.apply({**variables, 'params': params | zeros}, images, train=False)
-    kernel, last = params['Conv_0']['kernel'], params['Dense_0']
-    features = jax.lax.conv_general_dilated(images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-    features = np.maximum(features, 0) / np.sqrt(1 + 1e-5)  # running statistics are those of a fresh network
-    pooled = features.reshape(2, 4, 2, 4, 2, 4).mean((2, 4)) / np.sqrt(1 + 1e-5)
+    pooled = pooled / (1 + 1e-5)  # by two normalisations, whose running statistics are those of a fresh network
+    last = params['Dense_0']
     np.testing.assert_allclose(logits, pooled.mean((1, 2)) @ last['kernel'] + last['bias'], rtol=1e-4, atol=1e-5)
 
 
 def test_a_shortcut_to_other_channels_follows_the_activation() -> None:
     model = ResidualCNN(num_classes=3, widths=(6,), depth=1, stem=4, axis_name=None)
-    images = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
-    variables = model.init(jax.random.key(0), images, train=False)
+    variables, images, pooled = stem_of(model)
     params = variables['params']
     changed = {name: jax.tree.map(np.zeros_like, params[name]) for name in ('Conv_2', 'Conv_3')}
     changed['BatchNorm_1'] = params['BatchNorm_1'] | {'bias': np.full(4, -0.2, np.float32)}
     logits = model.apply({**variables, 'params': params | changed}, images, train=False)
-    kernel, last = params['Conv_0']['kernel'], params['Dense_0']
-    features = jax.lax.conv_general_dilated(images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-    pooled = np.maximum(features, 0).reshape(2, 4, 2, 4, 2, 4).mean((2, 4))
-    shortcut = np.maximum(pooled - 0.2, 0) @ params['Conv_1']['kernel'][0, 0]
+    shortcut, last = np.maximum(pooled - 0.2, 0) @ params['Conv_1']['kernel'][0, 0], params['Dense_0']
     expected = np.maximum(shortcut, 0).mean((1, 2)) @ last['kernel'] + last['bias']
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
